@@ -1,0 +1,47 @@
+"""The two protocols behind which every model sits: an Engine writes samples, a Scorer says how likely they are.
+
+"Teacher" is a role, not a type: a frozen checkpoint, a served model and a live learner all satisfy Scorer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from onepolicy.types import Sample, Task, TokenScores, Want
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. `top_k` 0 and `top_p` 1 mean no truncation; `temperature` 0 means greedy.
+
+    `max_new_tokens` bounds every response; `limits` lowers it for the named domains.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+    limits: dict[str, int] | None = None
+
+    def limit(self, domain: str) -> int:
+        return min(self.max_new_tokens, (self.limits or {}).get(domain, self.max_new_tokens))
+
+
+class Engine(Protocol):
+    def generate(
+        self, tasks: Sequence[Task], n: int, sampling: Sampling, *, seed: int, version: int = 0
+    ) -> Iterator[Sample]:
+        """Write `n` responses to each task; yield each sample as soon as it ends.
+
+        `sample.group` is the task's position in `tasks`, `sample.index` runs over its n rollouts. The result depends
+        on (weights, tasks, n, sampling, seed) alone, not on how the engine batches.
+        """
+        ...
+
+
+class Scorer(Protocol):
+    def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
+        """Score what the policy wrote in each sample, in the order given. An empty response gets empty scores."""
+        ...

@@ -1,0 +1,25 @@
+"""One readable file per method. `run` picks the one that a config names."""
+
+from __future__ import annotations
+
+from onepolicy.config import MopdConfig, RlvrConfig, SftConfig
+from onepolicy.run import is_finished
+
+
+def run(config: SftConfig | RlvrConfig | MopdConfig) -> None:
+    """Run, or resume, what `config` describes. The result is in `config.output`; a finished run returns at once."""
+    if is_finished(config):
+        return
+    match config:
+        case SftConfig():
+            from onepolicy.recipes.sft import sft
+
+            sft(config)
+        case RlvrConfig():
+            from onepolicy.recipes.rlvr import rlvr
+
+            rlvr(config)
+        case MopdConfig():
+            from onepolicy.recipes.mopd import mopd
+
+            mopd(config)

@@ -1,0 +1,54 @@
+"""Reinforcement learning from verifiable rewards: one expert (GRPO family; methods.md §1).
+
+    Â_i = (r_i − mean r) / std r over the G rollouts of a prompt      L = − E[ min(ρ Â, clip(ρ) Â) ]
+
+Options: Dr.GRPO, RLOO, MaxRL advantages; PPO, CISPO, REINFORCE, GSPO losses; dynamic sampling (DAPO, arXiv
+2503.14476); truncated responses masked; reverse KL to the starting model, through the same component as distillation.
+"""
+
+from __future__ import annotations
+
+from onepolicy.config import RlvrConfig
+from onepolicy.rollout import annotate_advantages, groups_of, learn
+from onepolicy.session import Session
+from onepolicy.types import Sample, Want, Weights
+
+
+def rlvr(config: RlvrConfig) -> None:
+    with Session(config, config.loss) as session:
+        reference = None
+        if config.reference_kl > 0:
+            reference = session.frozen({"reference": config.model}, dict.fromkeys(config.domains, "reference"))
+
+        for step in session.steps():
+            samples = draw_groups(session, config, step)
+            annotate_advantages(samples, config.advantage)
+            for sample in samples:
+                masked = config.overlong == "mask" and sample.finish == "length"
+                sample.weights = Weights(pg=0.0 if masked else 1.0, distill=0.0 if masked else config.reference_kl)
+            if reference is not None:
+                for sample, scores in zip(samples, reference.score(samples, Want("sampled")), strict=True):
+                    sample.teacher = scores
+            metrics = learn(session.learner, samples, config.inner_updates)
+            session.log(step, samples, metrics)
+
+
+def draw_groups(session: Session, config: RlvrConfig, step: int) -> list[Sample]:
+    """`rollout.prompts` groups. Dynamic sampling: groups whose rewards are all equal carry no signal; replace them.
+
+    Up to `max_draws` batches are drawn; what is then still missing is filled with groups of equal rewards.
+    """
+    useful: list[list[Sample]] = []
+    equal: list[list[Sample]] = []
+    wanted = config.rollout.prompts
+    for draw in range(config.max_draws):
+        tasks = session.mixture.draw(wanted - len(useful))
+        for group in groups_of(session.rollout(tasks, config.rollout.n, step, draw)):
+            (useful if len({sample.reward for sample in group}) > 1 else equal).append(group)
+        if len(useful) == wanted:
+            break
+    groups = (useful + equal)[:wanted]
+    for number, group in enumerate(groups):
+        for sample in group:
+            sample.group = number
+    return [sample for group in groups for sample in group]

@@ -1,0 +1,176 @@
+"""Curves and score plots as SVG text. matplotlib is imported when a figure is drawn; no pyplot, so no global state.
+
+Colours are Okabe and Ito's palette for colour-blind readers; lines differ in dash and markers in shape as well, so
+that a black-and-white print can be read. `inline` swaps the colours for CSS variables, so that a page has a dark mode.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onepolicy.evaluation import Estimate
+from onepolicy.types import Array
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (8, 2)), (0, (3, 3)))
+MARKERS = ("o", "s", "D", "^", "v", "P")
+INK, GRID = "#24292f", "#d9dee4"
+WIDTH = 9.6  # inches
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    label: str
+    x: Array
+    y: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One pair of axes; `ylabel` carries the unit."""
+
+    ylabel: str
+    lines: Sequence[Line]
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawn figure: a file name, what it shows, and the SVG for a white page."""
+
+    name: str
+    caption: str
+    svg: str
+
+    def inline(self) -> str:
+        """The SVG for inside an HTML page: no XML preamble, no fixed size, its own ids, colours from the page's CSS."""
+        head, body = self.svg[self.svg.index("<svg") :].split(">", 1)
+        head = re.sub(r' (xmlns(:\w+)?|version|width|height|style)="[^"]*"', "", head)
+        svg = f'{head} role="img" aria-label="{escape(self.caption)}">{body}'.replace("xlink:href", "href")
+        svg = re.sub(r'\bid="', f'id="{self.name}-', svg)
+        svg = svg.replace('href="#', f'href="#{self.name}-').replace("url(#", f"url(#{self.name}-")
+        for number, colour in enumerate(SERIES):
+            svg = svg.replace(colour, f"var(--series-{number})")
+        return svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
+
+
+def curves(name: str, caption: str, panels: Sequence[Panel], xlabel: str) -> Figure | None:
+    """Small multiples, two in a row, one legend; None where there is nothing to draw."""
+    panels = [panel for panel in panels if any(len(line.x) > 1 for line in panel.lines)]
+    if not panels:
+        return None
+    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
+    columns, rows = min(2, len(panels)), -(-len(panels) // 2)
+    with _style():
+        canvas = _canvas(height=0.5 + 2.4 * rows)
+        grid = canvas.subplots(rows, columns, squeeze=False)
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            for line in panel.lines:
+                _draw(axes, line, labels.index(line.label))
+            axes.set(xlabel=xlabel, ylabel=panel.ylabel, title=panel.title)
+        for axes in grid.flat[len(panels) :]:
+            axes.remove()
+        handles = {h.get_label(): h for axes in canvas.axes for h in axes.get_lines()}
+        if len(labels) > 1:
+            canvas.legend([handles[label] for label in labels], labels, loc="outside upper left", ncols=6)
+        smoothed = any(_window(line) > 1 for panel in panels for line in panel.lines)
+        note = " Bold: trailing mean over 5% of the points; faint: every point." if smoothed else ""
+        return Figure(name, caption + note, _svg(canvas, name))
+
+
+def _window(line: Line) -> int:
+    return max(1, len(line.y) // 20)
+
+
+def _draw(axes: Any, line: Line, number: int) -> None:
+    """One curve, smoothed if it has many points."""
+    colour, dash = SERIES[number % len(SERIES)], DASHES[number % len(DASHES)]
+    if _window(line) > 1:
+        axes.plot(line.x, line.y, color=colour, linewidth=0.7, alpha=0.3, label="_raw")
+    smooth = trailing_mean(line.y, _window(line))
+    axes.plot(line.x, smooth, color=colour, linestyle=dash, linewidth=1.7, label=line.label)
+
+
+def trailing_mean(values: Array, window: int) -> Array:
+    """The mean of the last `window` values at each point, of fewer at the start."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def scores(name: str, caption: str, models: dict[str, dict[str, Estimate]]) -> Figure:
+    """avg@n with intervals: domains along the axis, one marker per model."""
+    domains = list(dict.fromkeys(domain for by_domain in models.values() for domain in by_domain))
+    with _style():
+        canvas = _canvas(height=3.2)
+        axes = canvas.subplots()
+        for number, (model, by_domain) in enumerate(models.items()):
+            offset = 0.16 * (number - (len(models) - 1) / 2)
+            x = [domains.index(domain) + offset for domain in by_domain]
+            values = np.array([[100 * e.value, 100 * e.low, 100 * e.high] for e in by_domain.values()]).T
+            spread = np.maximum(0, [values[0] - values[1], values[2] - values[0]])
+            marker, colour = MARKERS[number % len(MARKERS)], SERIES[number % len(SERIES)]
+            axes.errorbar(x, values[0], yerr=spread, fmt=marker, color=colour, capsize=3, label=model, linewidth=1.4)
+        axes.set_xticks(range(len(domains)), domains)
+        axes.set(ylabel="score, avg@n (%)", ylim=(-3, 103), xlim=(-0.6, len(domains) - 0.4))
+        axes.grid(visible=False, axis="x")
+        canvas.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6)
+        return Figure(name, caption, _svg(canvas, name))
+
+
+def _style() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "font.family": "sans-serif",
+            "font.size": 9,
+            "axes.titlesize": 10,
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "axes.titlecolor": INK,
+            "text.color": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.grid": True,
+            "grid.color": GRID,
+            "grid.linewidth": 0.6,
+            "legend.frameon": False,
+            "axes.formatter.useoffset": False,
+            "figure.facecolor": "none",
+            "axes.facecolor": "none",
+            "text.parse_math": False,
+        }
+    )
+
+
+def _canvas(height: float) -> Canvas:
+    from matplotlib.figure import Figure as Canvas
+
+    return Canvas(figsize=(WIDTH, height), layout="constrained")
+
+
+def _svg(canvas: Canvas, name: str) -> str:
+    """SVG that is the same for the same data: no date, ids from a fixed salt."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        metadata: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        canvas.savefig(out, format="svg", metadata=metadata)
+    return out.getvalue().replace("<svg ", '<svg style="background: #ffffff" ', 1)

@@ -1,0 +1,207 @@
+"""The run folder: everything a run is and was, so that it can be read, killed at any moment, and resumed exactly.
+
+    config.yaml        what was asked            metrics.jsonl   one row a step
+    run.json           versions, seed, place     samples.jsonl   answers to read
+    eval/LABEL.json    evaluations               model/          the result: an ordinary Hugging Face folder
+    checkpoints/step-N/                          done.json       written last
+
+A checkpoint is written beside its name, hashed, then renamed; one that does not match its hashes is passed over for the
+one before it. Rows of metrics and samples that are newer than the checkpoint resumed from are dropped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from onepolicy.config import RunConfig
+
+MAY_CHANGE = ("output", "device", "threads", "checkpoint", "eval", "steps")  # between a run and its resumption
+PACKAGES = ("onepolicy", "torch", "transformers", "tokenizers", "numpy", "reasoning-gym")
+MANIFEST = "MANIFEST.json"
+
+
+class RunFolder:
+    """One run on disk. Opening it claims it for this process; a second process is refused.
+
+    Raises ValueError as `check_folder` does.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.path, self.config = Path(config.output), config
+        self.model = self.path / "model"
+        check_folder(config)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = self._claim()
+        write_atomic(self.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        if not (self.path / "run.json").is_file():
+            write_atomic(self.path / "run.json", json.dumps(_circumstances(config), indent=1))
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        with (self.path / name).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forget rows after `step`, a torn last line, and half-written checkpoints."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.path / name
+            if path.is_file():
+                kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+                write_atomic(path, "".join(line + "\n" for line in kept))
+        for leftover in self.path.glob("**/.*.tmp"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+    def save_checkpoint(self, step: int, learner: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """`learner`: what torch saves. `facts`: JSON. Keeps the newest `checkpoint.keep`."""
+        import torch
+
+        folder = self.path / "checkpoints" / f"step-{step:06d}"
+        scratch = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        torch.save(learner, scratch / "learner.pt")
+        (scratch / "facts.json").write_text(json.dumps(facts))
+        hashes = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
+        (scratch / MANIFEST).write_text(json.dumps(hashes))
+        for path in scratch.iterdir():
+            _sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+        _sync(folder.parent)
+        for old in self._checkpoints()[self.config.checkpoint.keep :]:
+            shutil.rmtree(old)
+
+    def load_checkpoint(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """(learner, facts) of the newest whole checkpoint; a torn one is reported on stderr and passed over."""
+        import torch
+
+        for folder in self._checkpoints():
+            if _is_whole(folder):
+                facts = json.loads((folder / "facts.json").read_text())
+                return torch.load(folder / "learner.pt", weights_only=True), facts
+            print(f"checkpoint {folder} is torn: using the one before it", file=sys.stderr)
+        return None
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        write_atomic(self.path / "done.json", json.dumps(facts, indent=1))
+        self.close()
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def _checkpoints(self) -> list[Path]:
+        """Newest first."""
+        return sorted((self.path / "checkpoints").glob("step-*"), reverse=True)
+
+    def _claim(self) -> IO[str]:
+        lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise ValueError(f"{self.path} is in use by another process: wait for it, or set another output") from None
+        return lock
+
+
+def check_folder(config: RunConfig) -> None:
+    """Raises ValueError when the folder holds another run (naming the keys that differ) or something else."""
+    path = Path(config.output)
+    if (path / "config.yaml").is_file():
+        changed = _differences(yaml.safe_load((path / "config.yaml").read_text()), config.model_dump(mode="json"))
+        if changed:
+            raise ValueError(
+                f"{path} holds a run with another configuration ({'; '.join(changed)}): "
+                "set another output, or restore these values to resume"
+            )
+    elif path.is_dir() and any(child.name != ".lock" for child in path.iterdir()):
+        raise ValueError(f"{path} is not empty and holds no run: set another output")
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether this very run is done: `steps` may have been raised since, and then it is not."""
+    check_folder(config)
+    done = Path(config.output) / "done.json"
+    return done.is_file() and json.loads(done.read_text())["steps"] >= config.steps
+
+
+def write_atomic(path: Path, text: str) -> None:
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(text)
+    _sync(scratch)
+    scratch.rename(path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; a torn last line is left out."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # torn: newer than everything
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return False
+    return all((folder / name).is_file() and _sha256(folder / name) == digest for name, digest in hashes.items())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    was, now = ({key: value for key, value in _dotted(config)} for config in (old, new))
+    changed = (key for key in sorted({*was, *now}) if was.get(key) != now.get(key))
+    return [f"{key}: {was.get(key)!r} there, {now.get(key)!r} here" for key in changed]
+
+
+def _dotted(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if not prefix and key in MAY_CHANGE:
+            continue
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _circumstances(config: RunConfig) -> dict[str, Any]:
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seed": config.seed,
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,227 @@
+"""A run under way: model, engine, tasks and folder, and the chores of a loop (resume, progress, cadence, evaluation).
+
+A recipe opens a Session, iterates `steps()`, and shows what is its own: draw, roll out, annotate, learn, log.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from onepolicy.config import LossConfig, ModelConfig, RunConfig
+from onepolicy.engines.base import Sampling
+from onepolicy.engines.local import LocalEngine
+from onepolicy.engines.text import Renderer
+from onepolicy.evaluation import Evaluation, evaluate
+from onepolicy.learner import Learner
+from onepolicy.models import load_model, pick_device
+from onepolicy.preflight import check_identity
+from onepolicy.progress import progress
+from onepolicy.rollout import rollout
+from onepolicy.run import RunFolder, write_atomic
+from onepolicy.tasks import check_options
+from onepolicy.tasks.grading import Grader
+from onepolicy.tasks.mixture import Mixture
+from onepolicy.teachers import DTYPES, Routed, Shelf, open_teachers
+from onepolicy.types import Sample, Task
+
+EVAL_SEED = 20_000_000  # rollouts of training use seed · 1e6 + step, evaluation this: never the same stream
+SAMPLES_EVERY = 10  # steps between answers kept to read
+
+
+class Session:
+    """Opens in labelled paragraphs, always in the same order; bad input is refused before the model is loaded."""
+
+    def __init__(self, config: RunConfig, loss: LossConfig) -> None:
+        self.config = config
+        rollouts = config.rollout  # type: ignore[attr-defined]  # every recipe's config has one
+        # tasks first: they are cheap and fail on bad options
+        check_options(config.domains)
+        self.mixture = Mixture(config.domains, config.seed)
+        device = pick_device(config.device)
+        # the folder
+        self.folder = RunFolder(config)
+        # the model, which writes and learns
+        torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        model, tokenizer = load_model(config.model, config.seed, device)
+        self.renderer = Renderer(tokenizer, model.generation_config)
+        self.engine = LocalEngine(model, self.renderer, batch_size=rollouts.batch_size)
+        self.learner = Learner(
+            model,
+            tokenizer,
+            config.optim,
+            loss,
+            temperature=rollouts.temperature,
+            total_steps=config.steps,
+            dtype=DTYPES[config.model.dtype],
+        )
+        limits = {name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens}
+        self.sampling = Sampling(rollouts.temperature, max_new_tokens=rollouts.max_new_tokens, limits=limits)
+        # the grading process
+        self.grader = Grader(config.domains)
+        # what a checkpoint remembers besides the learner
+        self.identities: dict[str, Any] = {}
+        self.totals = {"sequences": 0, "tokens": 0, "seconds": 0.0}
+        self._show: Callable[[int, Mapping[str, float]], None] = lambda step, row: None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.grader.close()
+        self.folder.close()
+
+    def frozen(self, models: Mapping[str, ModelConfig], routes: Mapping[str, str]) -> Routed:
+        """Frozen checkpoints as scorers, routed by domain; checked against the student, and remembered for a resume."""
+        for name, model in models.items():
+            check_identity(name, model, self.learner.model, self.learner.tokenizer)
+        shelf = Shelf(
+            device=self.learner.device,
+            temperature=self.sampling.temperature,
+            tokens_per_batch=self.config.optim.tokens_per_batch,
+            vocabulary=self.learner.head.vocabulary,
+            spool=self.folder.path / "teachers",
+        )
+        routed = open_teachers(models, routes, shelf)
+        for name, model in models.items():
+            self.identities[name] = shelf.teacher(name, model).fingerprint
+        return routed
+
+    def steps(self) -> Iterator[int]:
+        """Step numbers from where the run stands to the end; chores happen between them, saving and judging at the end."""
+        start = self._resume()
+        self._clock = time.monotonic() - self.totals["seconds"]
+        with progress(self.config.output.name, self.config.steps, start) as self._show:
+            for step in range(start, self.config.steps):
+                yield step
+                done = step + 1
+                if self.config.eval.every and done % self.config.eval.every == 0 and done < self.config.steps:
+                    self.evaluate(f"step-{done}")
+                if done % self.config.checkpoint.every == 0 or done == self.config.steps:
+                    self._save(done)
+        self._finish()
+
+    def rollout(self, tasks: Sequence[Task], n: int, step: int, draw: int = 0) -> list[Sample]:
+        """Graded samples by the current policy; the random stream is a function of seed, step and draw alone."""
+        seed = (self.config.seed * 1_000_000 + step) * 100 + draw
+        return rollout(self.engine, self.grader, tasks, n, self.sampling, seed=seed, version=self.learner.version)
+
+    def log(self, step: int, samples: Sequence[Sample], metrics: Mapping[str, float]) -> None:
+        """One row of metrics.jsonl, some answers to read, the progress bar."""
+        tokens = sum(sample.length for sample in samples)
+        self.totals["sequences"] += len(samples)
+        self.totals["tokens"] += tokens
+        self.totals["seconds"] = time.monotonic() - self._clock
+        row = {
+            "step": step + 1,
+            "time": round(self.totals["seconds"], 3),
+            "sequences": self.totals["sequences"],
+            "tokens": self.totals["tokens"],
+            **metrics,
+            **per_domain(samples),
+        }
+        self.folder.append("metrics.jsonl", row)
+        self._show(step + 1, row)
+        if step % SAMPLES_EVERY == 0:
+            for sample in {sample.task.domain: sample for sample in samples}.values():
+                self.folder.append("samples.jsonl", readable(sample, step + 1))
+
+    def evaluate(self, label: str) -> Evaluation:
+        """avg@n on the held-out tasks of every domain, kept as eval/LABEL.json. The stream is the same at every call."""
+        config = self.config.eval
+        tasks = [task for tasks in self.mixture.eval_tasks.values() for task in tasks]
+        sampling = Sampling(config.temperature, max_new_tokens=self.sampling.max_new_tokens, limits=self.sampling.limits)
+        result = evaluate(self.engine, tasks, self._grade, config.n, sampling, EVAL_SEED)
+        (self.folder.path / "eval").mkdir(exist_ok=True)
+        write_atomic(self.folder.path / "eval" / f"{label}.json", result.to_json())
+        return result
+
+    def _grade(self, samples: list[Sample]) -> None:
+        self.grader.submit(samples)
+        self.grader.collect()
+
+    def _resume(self) -> int:
+        """Restore the newest whole checkpoint, or start. Raises ValueError when a participant has changed since."""
+        found = self.folder.load_checkpoint()
+        if found is None:
+            self.folder.rewind(0)
+            return 0
+        learner, facts = found
+        for name, was in facts["identities"].items():
+            now = self.identities.get(name)
+            if now != was:
+                raise ValueError(
+                    f"{name} is another one than when this run was started (was {was}, is {now}): "
+                    "restore it, or start a new run with another output"
+                )
+        self.learner.restore(learner)
+        self.mixture.load_state(facts["mixture"])
+        self.totals = facts["totals"]
+        self.folder.rewind(facts["step"])
+        return int(facts["step"])
+
+    def _save(self, step: int) -> None:
+        facts = {
+            "step": step,
+            "mixture": self.mixture.state(),
+            "identities": self.identities,
+            "totals": self.totals,
+        }
+        self.folder.save_checkpoint(step, self.learner.state(), facts)
+
+    def _finish(self) -> None:
+        self.learner.save(self.folder.model, model_card(self.config))
+        means = self.evaluate("final").means() if self.config.eval.at_end else {}
+        self.folder.finish({"steps": self.config.steps, **self.totals, "means": means})
+        if sys.stderr.isatty():
+            scores = ", ".join(f"{domain} {mean:.3f}" for domain, mean in means.items())
+            print(f"{self.config.output}: finished; {scores}", file=sys.stderr)
+
+
+def per_domain(samples: Sequence[Sample]) -> dict[str, float]:
+    """Reward, length, truncated share and token share of each domain, and the mean reward."""
+    row: dict[str, float] = {}
+    total = sum(sample.length for sample in samples)
+    for domain in sorted({sample.task.domain for sample in samples}):
+        mine = [sample for sample in samples if sample.task.domain == domain]
+        rewards = [sample.reward for sample in mine if sample.reward is not None]
+        if rewards:
+            row[f"reward/{domain}"] = float(np.mean(rewards))
+        lengths = [sample.length for sample in mine]
+        row[f"length/{domain}"] = float(np.mean(lengths))
+        row[f"truncated/{domain}"] = float(np.mean([sample.finish == "length" for sample in mine]))
+        row[f"token_share/{domain}"] = sum(lengths) / max(1, total)
+    everything = [sample.reward for sample in samples if sample.reward is not None]
+    return row | ({"reward": float(np.mean(everything))} if everything else {})
+
+
+def readable(sample: Sample, step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "domain": sample.task.domain,
+        "prompt": str(sample.task.messages[-1]["content"]),
+        "response": sample.response,
+        "reward": sample.reward,
+        "reason": sample.reason,
+        "finish": sample.finish,
+        "reference": str(sample.task.reference),
+    }
+
+
+def model_card(config: RunConfig) -> str:
+    """The README.md of a saved model: what it is and where it came from."""
+    recipe = type(config).model_fields["recipe"].default
+    origin = config.model.path or "a model built from scratch"
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [onepolicy, {recipe}]\n---\n"
+        f"# {config.output.name}\n\nTrained with onepolicy by the recipe `{recipe}` "
+        f" from {origin}, for {config.steps} steps on the domains {', '.join(config.domains)} "
+        f"(seed {config.seed}).\n\nThe full configuration is in `config.yaml` of the run folder that holds this model.\n"
+    )

@@ -1,0 +1,98 @@
+"""What a task source is: it draws questions, knows good answers to them, and grades any answer.
+
+To add one: a file in this folder with an options class and a source class, and one line in `tasks/__init__.py`.
+Here also: the few helpers that sources share. Nothing here knows how grading is bounded; that is `grading.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import numbers
+import os
+import random
+import sys
+from typing import Any, Protocol, Self
+
+from onepolicy.config import Strict, did_you_mean
+from onepolicy.types import Grade, Task
+
+EVAL_SEED = (
+    2**31 - 1
+)  # of every held-out set, whatever the run's seed: stages and seeds share one and none trains on it
+
+
+class TaskSource(Protocol):
+    """The questions of one domain. Everything is a function of the options, the seed and the index alone."""
+
+    def draw(self, index: int) -> Task:
+        """The task at any index >= 0, always the same one. Distinct indices may give equal prompts."""
+        ...
+
+    def grade(self, task: Task, response: str) -> Grade:
+        """Reward in [0, 1] for any text whatever. May raise or hang: the grading process bounds both.
+
+        It sees the task only (the grading process draws nothing), so all it needs rides on the task.
+        """
+        ...
+
+    def gold(self, task: Task) -> str | None:
+        """An answer that must score 1.0, or None when the source knows none."""
+        ...
+
+    def demonstration(self, task: Task) -> str | None:
+        """The answer that supervised finetuning imitates (may be imperfect), or None when there is none."""
+        ...
+
+
+class SourceOptions(Strict):
+    """Base of every source's options: what may stand beside `kind` in the configuration."""
+
+    def held_out(self) -> Self:
+        """The options of the source that evaluation draws from. The same, unless evaluation has data of its own."""
+        return self
+
+
+class GraderBug(ValueError):
+    """A grader returned what is no reward. Unlike a bad answer, this is an error of the run."""
+
+
+def as_grade(value: Any, grader: str) -> Grade:
+    """A grader's return value as a Grade: a number, (number, reason) or a Grade. Raises GraderBug on anything else."""
+    if isinstance(value, Grade):
+        reward, reason = value.reward, value.reason
+    elif isinstance(value, tuple) and len(value) == 2:
+        reward, reason = value
+    else:
+        reward, reason = value, ""
+    if hasattr(reward, "item"):  # a numpy scalar
+        reward = reward.item()
+    if not isinstance(reward, numbers.Real) or not 0 <= reward <= 1:  # nan fails the comparison
+        raise GraderBug(f"{grader} returned {value!r:.200}: a reward is a number in [0, 1], or (number, reason)")
+    return Grade(float(reward), str(reason))
+
+
+def seeded(*parts: str | int) -> random.Random:
+    """A generator that depends on the parts alone: the same in every process and on every machine."""
+    return random.Random("/".join(map(str, parts)))
+
+
+def user_message(text: str) -> tuple[dict[str, str], ...]:
+    """A chat of one question."""
+    return ({"role": "user", "content": text},)
+
+
+def load_object(path: str) -> Any:
+    """Import "module:name"; the working folder counts as importable. Raises ValueError that says what is missing."""
+    module_name, colon, name = path.partition(":")
+    if not colon or not module_name or not name:
+        raise ValueError(f"{path!r} is not of the form module:name")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"cannot import {module_name!r} ({error}); looked in the working folder too") from None
+    if not hasattr(module, name):
+        public = [known for known in vars(module) if not known.startswith("_")]
+        raise ValueError(f"module {module_name!r} has no {name!r}: {did_you_mean(name, public)}")
+    return getattr(module, name)

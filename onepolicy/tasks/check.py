@@ -1,0 +1,99 @@
+"""Verify the verifier before any training: gold answers must score 1.0, empty and constant ones must not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from onepolicy.config import DomainConfig
+from onepolicy.tasks import build_source
+from onepolicy.tasks.base import TaskSource
+from onepolicy.tasks.grading import Grader
+from onepolicy.tasks.mixture import prompt_key
+from onepolicy.types import Grade, Task
+
+GradeAll = Callable[[Sequence[tuple[Task, str]]], list[Grade]]  # such as Grader.grade
+MAX_FAILURES_SHOWN = 3
+WARN_MAJORITY, WARN_EMPTY, WARN_DISTINCT = 0.5, 0.05, 0.5
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What `drawn` tasks of one domain showed. Rewards are means over the drawn tasks."""
+
+    domain: str
+    drawn: int
+    distinct: int  # prompts
+    without_gold: int
+    gold_right: int  # gold answers that scored 1.0
+    failures: tuple[str, ...]  # the first gold answers that did not
+    empty_reward: float
+    constant: str  # the most frequent gold answer ("0" when there is none)
+    constant_share: float  # of the gold answers that it is
+    constant_reward: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Every gold answer scored 1.0."""
+        return self.gold_right + self.without_gold == self.drawn
+
+
+def check_source(source: TaskSource, n: int, grade: GradeAll) -> SourceReport:
+    """Draw n tasks and grade their golds, the empty answer and the most frequent gold."""
+    tasks = [source.draw(index) for index in range(n)]
+    golds = [(task, gold) for task in tasks if (gold := source.gold(task)) is not None]
+    verdicts = list(zip(golds, grade(golds), strict=True))
+    wrong = [(task, gold, verdict) for (task, gold), verdict in verdicts if verdict.reward != 1.0]
+    constant, count = Counter(gold for _, gold in golds).most_common(1)[0] if golds else ("0", 0)
+    report = SourceReport(
+        domain=tasks[0].domain,
+        drawn=n,
+        distinct=len({prompt_key(task) for task in tasks}),
+        without_gold=n - len(golds),
+        gold_right=len(golds) - len(wrong),
+        failures=tuple(_failure(*case) for case in wrong[:MAX_FAILURES_SHOWN]),
+        empty_reward=_mean(grade([(task, "") for task in tasks])),
+        constant=constant,
+        constant_share=count / len(golds) if golds else 0.0,
+        constant_reward=_mean(grade([(task, constant) for task in tasks])),
+    )
+    return replace(report, warnings=tuple(_warnings(report)))
+
+
+def check_domains(domains: Mapping[str, DomainConfig], n: int) -> dict[str, SourceReport]:
+    """Check every domain, n tasks each. Raises ConfigError on bad options, GraderBug on a reward outside [0, 1]."""
+    sources = {name: build_source(name, config.tasks, seed=0) for name, config in domains.items()}
+    with Grader(domains) as grader:
+        return {name: check_source(source, n, grader.grade) for name, source in sources.items()}
+
+
+def _failure(task: Task, gold: str, verdict: Grade) -> str:
+    reason = f" ({verdict.reason})" if verdict.reason else ""
+    return f"{task.id}: gold answer {gold!r:.100} scores {verdict.reward:g}{reason}"
+
+
+def _mean(grades: Sequence[Grade]) -> float:
+    return sum(grade.reward for grade in grades) / len(grades)
+
+
+def _warnings(report: SourceReport) -> list[str]:
+    warnings = []
+    if report.without_gold:
+        warnings.append(f"{report.without_gold} of {report.drawn} tasks have no gold answer: their grader is unchecked")
+    if report.constant_share > WARN_MAJORITY:
+        warnings.append(
+            f"{report.constant_share:.0%} of the gold answers are {report.constant!r:.50}: "
+            "a policy that always says so looks good"
+        )
+    elif report.constant_reward > WARN_MAJORITY:
+        warnings.append(f"always answering {report.constant!r:.50} earns {report.constant_reward:.2f} on average")
+    if report.empty_reward > WARN_EMPTY:
+        warnings.append(f"the empty answer earns {report.empty_reward:.2f} on average")
+    if report.distinct < WARN_DISTINCT * report.drawn:
+        warnings.append(
+            f"only {report.distinct} distinct prompts in {report.drawn} draws: the question space is small, "
+            "and what is not held out will be memorised"
+        )
+    return warnings

@@ -1,0 +1,41 @@
+"""A task source of the user's own: a class named by import path.
+
+    tasks: {kind: custom, source: "my_tasks:Riddles", options: {level: 3}}
+
+The class is called as `Riddles(domain=..., seed=..., level=3)` and has the four methods of `base.TaskSource`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Self, cast
+
+from pydantic import Field, model_validator
+
+from onepolicy.tasks.base import SourceOptions, TaskSource, load_object
+
+METHODS = ("draw", "grade", "gold", "demonstration")
+
+
+class CustomOptions(SourceOptions):
+    """The class, and the keywords it is called with beside `domain` and `seed`."""
+
+    source: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _class_takes_the_options(self) -> Self:
+        source = load_object(self.source)
+        missing = [method for method in METHODS if not callable(getattr(source, method, None))]
+        if missing:
+            raise ValueError(f"{self.source} is no task source, it lacks {', '.join(missing)}")
+        try:
+            inspect.signature(source).bind(domain="", seed=0, **self.options)
+        except TypeError as error:
+            raise ValueError(f"{self.source} cannot be called with domain, seed and these options: {error}") from None
+        return self
+
+
+def custom_source(domain: str, options: CustomOptions, seed: int) -> TaskSource:
+    """Call the user's class."""
+    return cast(TaskSource, load_object(options.source)(domain=domain, seed=seed, **options.options))

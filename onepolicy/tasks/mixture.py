@@ -1,0 +1,138 @@
+"""Domains side by side: what each holds out for evaluation, and which one the next prompt comes from.
+
+The held-out set of a domain is a function of its options and `eval_size` alone (see `base.EVAL_SEED`): stages and
+seeds share it, and training never draws a prompt of it. State is a few cursors, so resume is exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from onepolicy.config import DomainConfig
+from onepolicy.tasks import build_eval_source, build_source
+from onepolicy.tasks.base import TaskSource
+from onepolicy.types import Task
+
+WINDOW = 1000  # draws over which rejections are counted
+MAX_REJECTED = 0.9  # of a window: beyond, the question space is too small to be worth drawing from
+
+
+def prompt_key(task: Task) -> bytes:
+    """A digest of the prompt alone: equal prompts have equal keys, whatever their id or answer."""
+    text = json.dumps(list(task.messages), sort_keys=True, default=_plain)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _plain(value: Any) -> Any:
+    """Media inside messages as something JSON knows; arrays and images by their bytes."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raw = value if isinstance(value, bytes) else value.tobytes() if hasattr(value, "tobytes") else repr(value).encode()
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+
+
+class Domain:
+    """One domain: its held-out tasks, and an endless draw of training tasks whose prompts are never among them."""
+
+    def __init__(self, name: str, config: DomainConfig, seed: int) -> None:
+        """Draws the held-out tasks. Raises ConfigError on bad options, ValueError on too few distinct prompts."""
+        self.name = name
+        self.source: TaskSource = build_source(name, config.tasks, seed)
+        self.eval_tasks = first_distinct(build_eval_source(name, config.tasks), config.eval_size, name)
+        self.cursor = 0  # the next index to draw
+        self._held_out = {prompt_key(task) for task in self.eval_tasks}
+        self._seen = self._rejected = 0  # within the current window
+
+    def draw(self) -> Task:
+        """The next training task. Raises ValueError when nearly everything drawn is held out."""
+        while True:
+            task = self.source.draw(self.cursor)
+            self.cursor += 1
+            held_out = prompt_key(task) in self._held_out
+            self._count(held_out)
+            if not held_out:
+                return task
+
+    def _count(self, held_out: bool) -> None:
+        self._seen += 1
+        self._rejected += held_out
+        if self._rejected > MAX_REJECTED * WINDOW:
+            raise ValueError(
+                f"domain {self.name!r}: {self._rejected} of the last {self._seen} training draws were among its "
+                f"{len(self.eval_tasks)} held-out prompts, so hardly any question is left to train on: lower "
+                f"domains.{self.name}.eval_size or widen the questions in domains.{self.name}.tasks"
+            )
+        if self._seen == WINDOW:
+            self._seen = self._rejected = 0
+
+
+def first_distinct(source: TaskSource, count: int, name: str) -> list[Task]:
+    """The first `count` tasks with distinct prompts. Raises ValueError when a window of draws brings too few new ones.
+
+    `name` is the domain's, for the message.
+    """
+    found: dict[bytes, Task] = {}
+    before = index = 0
+    while len(found) < count:
+        task = source.draw(index)
+        found.setdefault(prompt_key(task), task)
+        index += 1
+        if index % WINDOW == 0:
+            if len(found) - before < (1 - MAX_REJECTED) * WINDOW and len(found) < count:
+                raise ValueError(
+                    f"domain {name!r} shows only {len(found)} distinct prompts in {index} draws, but eval_size is "
+                    f"{count}: lower domains.{name}.eval_size or widen the questions in domains.{name}.tasks"
+                )
+            before = len(found)
+    return list(found.values())
+
+
+class Mixture:
+    """Several domains in fixed proportions: no drawing of lots, each next prompt goes to whom it is owed most."""
+
+    def __init__(self, domains: Mapping[str, DomainConfig], seed: int) -> None:
+        """Builds every domain. Raises ConfigError on bad options, ValueError on too small a question space."""
+        total = sum(config.share for config in domains.values())
+        self.shares = {name: config.share / total for name, config in domains.items()}
+        self.domains = {name: Domain(name, config, seed) for name, config in domains.items()}
+        self.drawn = dict.fromkeys(domains, 0)
+
+    @property
+    def eval_tasks(self) -> dict[str, list[Task]]:
+        """The held-out tasks of each domain."""
+        return {name: domain.eval_tasks for name, domain in self.domains.items()}
+
+    def draw(self, n: int) -> list[Task]:
+        """The next n training tasks: each from the domain that lags furthest behind its share."""
+        return [self.domains[self._next_domain()].draw() for _ in range(n)]
+
+    def _next_domain(self) -> str:
+        total = sum(self.drawn.values()) + 1
+        name = max(self.shares, key=lambda name: round(self.shares[name] * total - self.drawn[name], 9))
+        self.drawn[name] += 1
+        return name
+
+    def gold(self, task: Task) -> str | None:
+        """An answer that scores 1.0, from the source of the task's domain; None when it knows none."""
+        return self.domains[task.domain].source.gold(task)
+
+    def demonstration(self, task: Task) -> str | None:
+        """The answer to imitate, from the source of the task's domain; None when there is none."""
+        return self.domains[task.domain].source.demonstration(task)
+
+    def state(self) -> dict[str, dict[str, int]]:
+        """Where every domain stands, as plain numbers."""
+        return {name: {"cursor": domain.cursor, "drawn": self.drawn[name]} for name, domain in self.domains.items()}
+
+    def load_state(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        """Continue exactly where `state` was taken. Raises ValueError when it belongs to other domains."""
+        if set(state) != set(self.domains):
+            raise ValueError(
+                f"the saved draw state is of domains {sorted(state)}, this run has {sorted(self.domains)}: "
+                "resume with the same domains, or start a new run"
+            )
+        for name, domain in self.domains.items():
+            domain.cursor, self.drawn[name] = state[name]["cursor"], state[name]["drawn"]

@@ -1,0 +1,156 @@
+"""Any of reasoning-gym's procedural tasks, alone or several mixed by weight; graded by reasoning-gym itself.
+
+    tasks: {kind: reasoning_gym, name: gcd, config: {max_value: 50}, question_regex: "numbers: (.*?)\\\\. Give"}
+    tasks: {kind: reasoning_gym, composite: [{name: gcd, weight: 2}, {name: spell_backward}]}
+
+There is no gold answer (None) for boxnet, graph_color, propositional_logic, rubiks_cube and rush_hour.
+Careful: some question spaces are tiny and some answers nearly always the same; `onepolicy tasks check` tells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from functools import cached_property
+from typing import Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, field_validator, model_validator
+
+from onepolicy.config import Strict, did_you_mean
+from onepolicy.tasks.base import SourceOptions, seeded, user_message
+from onepolicy.types import Grade, Task
+
+ENDLESS = 2**31 - 1  # reasoning-gym's items are made on demand: the size is only a number
+OURS = ("seed", "size")  # keys of every reasoning-gym config that onepolicy sets
+
+
+class Part(Strict):
+    """One reasoning-gym task. `question_regex` has one group: what is kept of the question."""
+
+    name: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    weight: PositiveFloat = 1.0
+    question_regex: str | None = None
+
+    @field_validator("question_regex")
+    @classmethod
+    def _has_one_group(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+            if groups != 1:
+                raise ValueError(f"{pattern!r} has {groups} groups, and needs one: the part of the question to keep")
+        return pattern
+
+    @model_validator(mode="after")
+    def _reasoning_gym_takes_it(self) -> Self:
+        _create(self.name, self.config, seed=0)
+        return self
+
+
+class ReasoningGymOptions(SourceOptions):
+    """One task by `name`, or several as `composite`.
+
+    `extract` says where in the response the answer stands: all of it, inside the last <answer> tag, or its last line.
+    `prompt` is a template around {question}.
+    """
+
+    name: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    question_regex: str | None = None
+    composite: list[Part] = Field([], description="parts with their own name, weight, config and question_regex")
+    extract: Literal["whole", "answer_tag", "last_line"] = "whole"
+    prompt: str = "{question}"
+
+    @property
+    def parts(self) -> list[Part]:
+        if self.name is None:
+            return self.composite
+        return [Part(name=self.name, config=self.config, question_regex=self.question_regex)]
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if (self.name is None) == (not self.composite):
+            raise ValueError("give either `name` (one task) or `composite` (a list of tasks), and not both")
+        if self.composite and (self.config or self.question_regex):
+            raise ValueError("config and question_regex belong into each part of `composite`")
+        if "{question}" not in self.prompt:
+            raise ValueError(f"prompt {self.prompt!r} nowhere says {{question}}")
+        _ = self.parts  # a single task is checked as a part
+        return self
+
+
+class ReasoningGymSource:
+    """Draws from one or several reasoning-gym datasets, each made with a seed derived from ours."""
+
+    def __init__(self, domain: str, options: ReasoningGymOptions, seed: int) -> None:
+        self.domain, self.options, self.seed = domain, options, seed
+        self.parts = options.parts
+
+    @cached_property
+    def datasets(self) -> list[Any]:
+        # reasoning-gym seeds item i with seed + i, so that neighbouring seeds share nearly all items: spread them.
+        seed = seeded("reasoning_gym", self.seed).getrandbits(30)
+        return [_create(part.name, part.config, seed) for part in self.parts]
+
+    def draw(self, index: int) -> Task:
+        """Raises ValueError when question_regex does not match a question."""
+        weights = [part.weight for part in self.parts]
+        choice = seeded("part", self.seed, index).choices(range(len(self.parts)), weights)[0]
+        part, entry = self.parts[choice], self.datasets[choice][index]
+        question = entry["question"]
+        if part.question_regex is not None:
+            match = re.search(part.question_regex, question, re.DOTALL)
+            if match is None:
+                raise ValueError(
+                    f"domain {self.domain!r}: question_regex {part.question_regex!r} does not match "
+                    f"{part.name}'s question {question!r}"
+                )
+            question = match.group(1)
+        prompt = self.options.prompt.replace("{question}", question)
+        metadata = {"part": choice, "name": part.name, "entry": entry}
+        return Task(f"{self.domain}/{self.seed}/{index}", self.domain, user_message(prompt), entry["answer"], metadata)
+
+    def grade(self, task: Task, response: str) -> Grade:
+        answer = _extract(response, self.options.extract)
+        if answer is None:
+            return Grade(0.0, f"no answer found by extract: {self.options.extract}")
+        return Grade(float(self.datasets[task.metadata["part"]].score_answer(answer, task.metadata["entry"])))
+
+    def gold(self, task: Task) -> str | None:
+        if task.reference is None:
+            return None
+        return f"<answer>{task.reference}</answer>" if self.options.extract == "answer_tag" else str(task.reference)
+
+    def demonstration(self, task: Task) -> str | None:
+        return self.gold(task)
+
+
+def _extract(response: str, where: str) -> str | None:
+    if where == "answer_tag":
+        start, end = response.rfind("<answer>"), response.rfind("</answer>")
+        return response[start + len("<answer>") : end].strip() if 0 <= start < end else None
+    lines = response.strip().splitlines()
+    if where == "last_line":
+        return lines[-1].strip() if lines else None
+    return response.strip()
+
+
+def _create(name: str, config: dict[str, Any], seed: int) -> Any:
+    """A reasoning-gym dataset. Raises ValueError on a name, a key or a value that reasoning-gym does not take."""
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    names = [known for known in DATASETS if known != "composite"]
+    if name not in names:
+        raise ValueError(f"reasoning-gym has no task {name!r}: {did_you_mean(name, names)}")
+    keys = [field.name for field in dataclasses.fields(DATASETS[name][1]) if field.name not in OURS]
+    for key in config:
+        if key not in keys:
+            raise ValueError(f"reasoning-gym's {name} has no key {key!r}: {did_you_mean(key, keys)}")
+    try:
+        return reasoning_gym.create_dataset(name, seed=seed, size=ENDLESS, **config)
+    except (AssertionError, ValueError, TypeError) as error:
+        raise ValueError(f"reasoning-gym's {name} refuses {config}: {error or type(error).__name__}") from None

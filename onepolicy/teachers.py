@@ -1,0 +1,270 @@
+"""Who scores what: hard routing by domain, and frozen checkpoints of which one at a time is resident.
+
+`Routed` sends each sample to the one scorer of its domain and restores the order (MOPD's rule; no mixture, no router).
+`Shelf` holds any number of frozen checkpoints at the cost of one: their weights stay in memory-mapped files, and
+activating a teacher points one model's parameters at its map (CPU) or copies them to the GPU. Memory and time of a
+step are therefore flat in the number of teachers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import cached_file
+
+from onepolicy.config import DistillConfig, ModelConfig
+from onepolicy.engines.base import Scorer
+from onepolicy.engines.forward import Head, check_head, score_samples
+from onepolicy.models import load_tokenizer
+from onepolicy.types import Sample, TokenScores, Want
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Routed:
+    """domain → scorer. Itself a Scorer. Two domains of one scorer make one call, and an absent domain makes none."""
+
+    def __init__(self, scorers: Mapping[str, Scorer]) -> None:
+        if not scorers:
+            raise ValueError("no domain has a scorer: give at least one teacher")
+        self.scorers = dict(scorers)
+
+    def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
+        """Scores in the order of `samples`. Raises ValueError for a domain without a scorer, before any scoring."""
+        rows: dict[int, list[int]] = {}
+        for i, sample in enumerate(samples):
+            if sample.task.domain not in self.scorers:
+                known = ", ".join(sorted(self.scorers))
+                raise ValueError(f"no teacher for domain {sample.task.domain!r}; there are teachers for {known}")
+            rows.setdefault(id(self.scorers[sample.task.domain]), []).append(i)
+        results: dict[int, TokenScores] = {}
+        for indices in rows.values():
+            scorer = self.scorers[samples[indices[0]].task.domain]
+            scores = scorer.score([samples[i] for i in indices], want)
+            results.update(zip(indices, scores, strict=True))
+        return [results[i] for i in range(len(samples))]
+
+
+class Shelf:
+    """Frozen checkpoints, one resident at a time. `spool` is where weights go that cannot be mapped as they lie."""
+
+    def __init__(
+        self, *, device: torch.device, temperature: float, tokens_per_batch: int, vocabulary: int, spool: Path
+    ) -> None:
+        self.device, self.temperature, self.tokens_per_batch = device, temperature, tokens_per_batch
+        self.vocabulary, self.spool = vocabulary, spool
+        self._teachers: dict[str, FrozenTeacher] = {}
+        self._skeletons: dict[str, Skeleton] = {}
+        self._resident: FrozenTeacher | None = None
+        self._open_head: tuple[FrozenTeacher, Tensor, Tensor | None] | None = None
+
+    def teacher(self, name: str, config: ModelConfig) -> FrozenTeacher:
+        """The scorer for a checkpoint; two names for one checkpoint get the same object."""
+        key = f"{_folder(config).resolve()} {config.dtype} {config.attention}"
+        if key not in self._teachers:
+            self._teachers[key] = FrozenTeacher(self, name, config)
+        return self._teachers[key]
+
+    def activate(self, teacher: FrozenTeacher) -> PreTrainedModel:
+        """Make a teacher the resident one and return its model, ready to run."""
+        if self._resident is not teacher:
+            skeleton = self._skeleton(teacher)
+            if self._resident is not None:
+                _empty(self._skeletons[self._resident.architecture].model)
+            _point(skeleton.model, teacher.map(), self.device)
+            self._resident = teacher
+        return self._skeletons[teacher.architecture].model
+
+    def head_weights(self, teacher: FrozenTeacher) -> tuple[Tensor, Tensor | None]:
+        """The output projection of one teacher at a time, without the rest of it."""
+        if self._open_head is None or self._open_head[0] is not teacher:
+            weight, bias = self._skeleton(teacher).head_names
+            tensors = teacher.map()
+            self._open_head = (
+                teacher,
+                tensors[weight].to(self.device),
+                tensors[bias].to(self.device) if bias else None,
+            )
+        return self._open_head[1], self._open_head[2]
+
+    def _skeleton(self, teacher: FrozenTeacher) -> Skeleton:
+        """The module that this teacher's weights fit into, and on the way the files to map them from."""
+        known = self._skeletons.get(teacher.architecture)
+        if known is not None:
+            teacher.files = teacher.files or _mappable_files(teacher.folder, known.layout)
+            if teacher.files:
+                return known
+        # First sight: let transformers read the checkpoint, since it knows renamed and fused weights.
+        model = AutoModelForCausalLM.from_pretrained(
+            teacher.folder, dtype=DTYPES[teacher.config.dtype], attn_implementation=teacher.config.attention
+        )
+        check_head(model)
+        tensors = _tensors(model)
+        layout = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        teacher.files = _mappable_files(teacher.folder, layout) or [self._spooled(teacher, tensors)]
+        if known is None:
+            model = model.requires_grad_(False).to(self.device).eval()
+            self._skeletons[teacher.architecture] = known = Skeleton(model, layout, _head_names(model))
+        return known
+
+    def _spooled(self, teacher: FrozenTeacher, tensors: Mapping[str, Tensor]) -> Path:
+        self.spool.mkdir(parents=True, exist_ok=True)
+        target = self.spool / f"{teacher.fingerprint['weights'][:16]}-{teacher.config.dtype}.safetensors"
+        if not target.exists():
+            scratch = target.with_suffix(".tmp")
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
+            scratch.rename(target)
+        return target
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """One architecture's module without weights of its own, what fits into it, and its head's weight and bias."""
+
+    model: PreTrainedModel
+    layout: Mapping[str, tuple[torch.Size, torch.dtype]]
+    head_names: tuple[str, str | None]
+
+
+class FrozenTeacher:
+    """One checkpoint on the shelf, as a Scorer. Its weights are loaded when it is first asked."""
+
+    def __init__(self, shelf: Shelf, name: str, config: ModelConfig) -> None:
+        self.shelf, self.name, self.config = shelf, name, config
+        self.folder = _folder(config)
+        self.model_config = AutoConfig.from_pretrained(self.folder)
+        self.architecture = _architecture_key(self.model_config, config)
+        self.files: list[Path] = []
+        self._fingerprint: dict[str, str] = {}
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of weights, tokenizer and chat template, and the dtype: the identity that a resume must find again."""
+        if not self._fingerprint:
+            self._fingerprint = fingerprint(self.config)
+        return self._fingerprint
+
+    def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
+        model = self.shelf.activate(self)
+        scores = score_samples(
+            model,
+            Head(self.model_config, model.get_output_embeddings(), self.shelf.device, self.shelf.vocabulary),
+            samples,
+            want,
+            source=self.name,
+            temperature=self.shelf.temperature,
+            tokens_per_batch=self.shelf.tokens_per_batch,
+        )
+        return [replace(score, head=self.head()) for score in scores] if want.kind == "full" else scores
+
+    def head(self) -> Head:
+        """Works also when another teacher is resident by then: it maps this one's projection alone."""
+
+        def project(hidden_CH: Tensor) -> Tensor:
+            weight, bias = self.shelf.head_weights(self)
+            return torch.nn.functional.linear(hidden_CH.to(weight.dtype), weight, bias)
+
+        return Head(self.model_config, project, self.shelf.device, self.shelf.vocabulary)
+
+    def map(self) -> dict[str, Tensor]:
+        """name → tensor, on memory-mapped files: pages are read when touched and dropped with the last reference."""
+        tensors: dict[str, Tensor] = {}
+        for path in self.files:
+            with safe_open(path, "pt") as file:
+                tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no iterator)
+        return tensors
+
+
+def open_teachers(models: Mapping[str, ModelConfig], routes: Mapping[str, str], shelf: Shelf) -> Routed:
+    """The frozen teachers `models`, routed by domain → name. Nothing is loaded yet."""
+    return Routed({domain: shelf.teacher(name, models[name]) for domain, name in routes.items()})
+
+
+def wanted(config: DistillConfig) -> Want:
+    """What the configured distillation needs from a teacher."""
+    if config.estimator in ("topk", "full"):
+        return Want(config.estimator, config.k if config.estimator == "topk" else 0)
+    return Want("sampled")
+
+
+def fingerprint(config: ModelConfig) -> dict[str, str]:
+    """sha256 of weights, tokenizer map and chat template, and the dtype."""
+    weights = hashlib.sha256()
+    for path in sorted(_folder(config).glob("*.safetensors")):
+        with path.open("rb") as file:
+            weights.update(hashlib.file_digest(file, "sha256").digest())
+    tokenizer = load_tokenizer(config)
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    return {
+        "weights": weights.hexdigest(),
+        "tokenizer": hashlib.sha256(vocabulary).hexdigest(),
+        "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        "dtype": config.dtype,
+    }
+
+
+def _folder(config: ModelConfig) -> Path:
+    """The checkpoint's local folder; a hub id is resolved to its cached snapshot, downloading it if need be."""
+    if config.path is None:
+        raise ValueError("a teacher is a checkpoint: give its `path`, not `scratch`")
+    if Path(config.path).is_dir():
+        return Path(config.path)
+    AutoModelForCausalLM.from_pretrained(config.path, revision=config.revision)  # fills the cache, shards included
+    found = cached_file(config.path, "config.json", revision=config.revision)
+    assert found is not None, f"{config.path} was just loaded, its config.json must be in the cache"
+    return Path(found).parent
+
+
+def _architecture_key(model_config: Any, config: ModelConfig) -> str:
+    fields = model_config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
+        fields.pop(name, None)
+    return json.dumps([fields, config.dtype, config.attention], sort_keys=True, default=str)
+
+
+def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, tied ones once."""
+    kept = model.state_dict().keys()
+    tensors = {name: p.data for name, p in model.named_parameters()}
+    return tensors | {name: b for name, b in model.named_buffers() if name in kept}
+
+
+def _mappable_files(folder: Path, layout: Mapping[str, tuple[torch.Size, torch.dtype]]) -> list[Path]:
+    """The checkpoint's own files, if they hold exactly these tensors under these names; else nothing."""
+    files = sorted(folder.glob("*.safetensors"))
+    found: dict[str, tuple[torch.Size, torch.dtype]] = {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no iterator)
+                tensor = file.get_tensor(name)
+                found[name] = (tensor.shape, tensor.dtype)
+    return files if all(found.get(name) == kind for name, kind in layout.items()) else []
+
+
+def _head_names(model: PreTrainedModel) -> tuple[str, str | None]:
+    """Names of the output projection's weight (a tied one goes by the embedding's name) and bias."""
+    head = model.get_output_embeddings()
+    names = {id(p): name for name, p in model.named_parameters()}
+    bias = getattr(head, "bias", None)
+    return names[id(head.weight)], names[id(bias)] if bias is not None else None
+
+
+def _point(model: PreTrainedModel, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    for name, target in (*model.named_parameters(), *model.named_buffers()):
+        if name in tensors:
+            target.data = tensors[name].to(device)
+
+
+def _empty(model: PreTrainedModel) -> None:
+    for parameter in model.parameters():
+        parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
