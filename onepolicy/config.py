@@ -2,11 +2,14 @@
 
 Defaults are the vetted setting. Unknown keys are errors with a suggestion; nonsense is refused here, and the message
 names the fix. No torch here, so that a wrong file is answered at once.
+
+    load_run("run.yaml", ["optim.learning_rate=1e-5", "teachers.math=/models/math"])
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,10 +23,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    TypeAdapter,
     ValidationError,
+    ValidatorFunctionWrapHandler,
     model_validator,
 )
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 
 class ConfigError(ValueError):
@@ -41,14 +45,26 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _refuse_unknown_keys(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            for key in data:
-                if key not in cls.model_fields:
-                    raise ValueError(f"unknown key {key!r}: {did_you_mean(str(key), list(cls.model_fields))}")
-        return data
+    def _suggest_known_keys(cls, data: Any, handler: ValidatorFunctionWrapHandler) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            # Here the class is known, and with it the keys to suggest; the same faults go on, in better words.
+            faults = [
+                InitErrorDetails(
+                    type=PydanticCustomError(fault["type"], cls._worded(fault)), loc=fault["loc"], input=fault["input"]
+                )
+                for fault in error.errors()
+            ]
+            raise ValidationError.from_exception_data(cls.__name__, faults) from None
+
+    @classmethod
+    def _worded(cls, fault: ErrorDetails) -> str:
+        if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
+            return f"unknown key: {did_you_mean(str(fault['loc'][0]), list(cls.model_fields))}"
+        return fault["msg"]
 
 
 class ScratchConfig(Strict):
@@ -272,6 +288,7 @@ class RunConfig(Strict):
     model: ModelConfig
     domains: dict[str, DomainConfig] = Field(min_length=1)
     steps: PositiveInt
+    rollout: RolloutConfig = RolloutConfig()
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -283,7 +300,6 @@ class SftConfig(RunConfig):
     """Stage 1: supervised finetuning on demonstrations of all domains."""
 
     recipe: Literal["sft"] = "sft"
-    rollout: RolloutConfig = RolloutConfig()
     batch_size: PositiveInt = 64
 
 
@@ -291,7 +307,6 @@ class RlvrConfig(RunConfig):
     """Stage 2: one expert, by reinforcement learning from verifiable rewards."""
 
     recipe: Literal["rlvr"] = "rlvr"
-    rollout: RolloutConfig = RolloutConfig()
     loss: LossConfig = LossConfig(distill=DistillConfig(estimator="k2"))
     advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = "grpo"
     max_draws: PositiveInt = Field(1, description="dynamic sampling: draw up to this many batches to fill one")

@@ -26,12 +26,14 @@ from onepolicy.progress import progress
 from onepolicy.rollout import rollout
 from onepolicy.run import RunFolder, write_atomic
 from onepolicy.tasks import check_options
+from onepolicy.tasks.check import check_source
 from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import Mixture
 from onepolicy.teachers import DTYPES, Routed, Shelf, open_teachers
 from onepolicy.types import Sample, Task
 
 EVAL_SEED = 20_000_000  # rollouts of training use seed · 1e6 + step, evaluation this: never the same stream
+GOLDS = 16  # gold answers per domain that are graded before anything else
 SAMPLES_EVERY = 10  # steps between answers kept to read
 
 
@@ -40,32 +42,30 @@ class Session:
 
     def __init__(self, config: RunConfig, loss: LossConfig) -> None:
         self.config = config
-        rollouts = config.rollout  # type: ignore[attr-defined]  # every recipe's config has one
-        # tasks first: they are cheap and fail on bad options
+        # tasks and their graders first: they are cheap, and fail on bad options and wrong gold answers
         check_options(config.domains)
-        self.mixture = Mixture(config.domains, config.seed)
         device = pick_device(config.device)
-        # the folder
         self.folder = RunFolder(config)
+        self.mixture = Mixture(config.domains, config.seed)
+        self.grader = Grader(config.domains)
+        self._check_golds()
         # the model, which writes and learns
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         model, tokenizer = load_model(config.model, config.seed, device)
         self.renderer = Renderer(tokenizer, model.generation_config)
-        self.engine = LocalEngine(model, self.renderer, batch_size=rollouts.batch_size)
+        self.engine = LocalEngine(model, self.renderer, batch_size=config.rollout.batch_size)
         self.learner = Learner(
             model,
             tokenizer,
             config.optim,
             loss,
-            temperature=rollouts.temperature,
+            temperature=config.rollout.temperature,
             total_steps=config.steps,
             dtype=DTYPES[config.model.dtype],
         )
         limits = {name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens}
-        self.sampling = Sampling(rollouts.temperature, max_new_tokens=rollouts.max_new_tokens, limits=limits)
-        # the grading process
-        self.grader = Grader(config.domains)
+        self.sampling = Sampling(config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens, limits=limits)
         # what a checkpoint remembers besides the learner
         self.identities: dict[str, Any] = {}
         self.totals = {"sequences": 0, "tokens": 0, "seconds": 0.0}
@@ -77,6 +77,15 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.grader.close()
         self.folder.close()
+
+    def _check_golds(self) -> None:
+        for domain in self.mixture.domains.values():
+            found = check_source(domain.source, GOLDS, self.grader.grade)
+            if not found.ok:
+                raise ValueError(
+                    f"domain {domain.name!r}: gold answers do not score 1.0, so its rewards mean nothing: "
+                    f"{'; '.join(found.failures)} (see `onepolicy tasks check`)"
+                )
 
     def frozen(self, models: Mapping[str, ModelConfig], routes: Mapping[str, str]) -> Routed:
         """Frozen checkpoints as scorers, routed by domain; checked against the student, and remembered for a resume."""

@@ -117,7 +117,7 @@ def test_an_evaluation_survives_json_without_its_samples() -> None:
     assert again.to_json() == result.to_json()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"domains": {"a": [{"id": "x"}]}, "n": 1, "temperature": 1, "seed": 0}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"domains": {"a": [{"id": "x"}]}}'])
 def test_json_that_is_no_evaluation_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no evaluation as onepolicy writes it"):
         Evaluation.from_json(text)

@@ -13,10 +13,22 @@ import numpy as np
 import pytest
 
 from onepolicy.evaluation import DomainScore, Estimate, Evaluation, Question
-from onepolicy.report import pipeline_report, run_report, write_report
-from onepolicy.report.page import LONGEST, Answer, Comparison, Page, Section, clean, fenced, inline, to_html, to_markdown
+from onepolicy.report import Report, pipeline_report, run_report, write_report
+from onepolicy.report.folders import PipelineFolder, RunFolder
+from onepolicy.report.page import (
+    LONGEST,
+    Answer,
+    Comparison,
+    Page,
+    Section,
+    clean,
+    fenced,
+    inline,
+    to_html,
+    to_markdown,
+)
 from onepolicy.report.plots import Line, Panel, curves, scores, trailing_mean
-from onepolicy.report.tables import Table, duration, score_interval
+from onepolicy.report.tables import Table, cost_table, duration, score_interval, score_table
 
 DOMAINS = ("reverse", "sort", "count")
 ATTACK = "<script>alert('x')</script>\n```\n# not a heading | a | b |\n````\n![i](x.png)"
@@ -45,7 +57,7 @@ def make_evaluation(solved: dict[str, int], who: str) -> Evaluation:
 
 
 def metrics_rows(domains: tuple[str, ...], steps: int, distilled: bool) -> list[dict[str, float]]:
-    rng = np.random.default_rng(len(domains))
+    rng = np.random.default_rng(list("".join(domains).encode()))
     rows = []
     for step in range(1, steps + 1):
         progress = 1 - np.exp(-3 * step / steps)
@@ -73,13 +85,21 @@ def make_run(folder: Path, recipe: str, domains: tuple[str, ...], solved: dict[s
         rows = [{key: value for key, value in row.items() if "/" not in key} for row in rows]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "eval" / "final.json").write_text(make_evaluation(solved, folder.name).to_json())
-    (folder / "run.json").write_text(json.dumps({"device": "cpu", "versions": {"python": "3.11.9", "torch": "2.11"}}))
+    (folder / "run.json").write_text(
+        json.dumps({"place": "cpu", "seed": 7, "versions": {"python": "3.11.9", "torch": "2.11"}})
+    )
     return folder
 
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
     return make_pipeline(tmp_path / "demo")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report of one pipeline, for the tests that only read it."""
+    return pipeline_report(make_pipeline(tmp_path_factory.mktemp("module") / "demo"))
 
 
 def make_pipeline(folder: Path) -> Path:
@@ -120,8 +140,7 @@ class Structure(HTMLParser):
         self.tags.append(tag)
         if tag not in self.VOID:
             self.open.append(tag)
-        values = dict(attrs)
-        self.ids += [values["id"]] if values.get("id") else []
+        self.ids += [value for name, value in attrs if name == "id" and value]
         self.links += [value for name, value in attrs if name in ("href", "src", "xlink:href") and value]
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -134,17 +153,17 @@ class Structure(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_the_score_table_holds_the_known_numbers(pipeline: Path) -> None:
-    table = pipeline_report(pipeline).table
+def test_the_score_table_holds_the_known_numbers(report: Report) -> None:
+    table = report.table
     assert table is not None
-    assert table.columns == ["domain", "questions", "origin", "expert", "student", "normalised"]
+    assert table.columns == ["domain", "questions", "origin (%)", "expert (%)", "student (%)", "normalised"]
     cells = {row[0]: [cell.split(" ")[0] for cell in row[1:]] for row in table.rows}
     assert cells == {
         "reverse": ["80", "25.0", "87.5", "81.2", "0.900"],  # 45 of 50 gained questions
         "sort": ["80", "25.0", "75.0", "72.5", "0.950"],  # 38 of 40
         "count": ["80", "25.0", "95.0", "95.0", "1.000"],
-        "Norm": ["(mean)", "", "", "", "", "0.950"][1:],
-        "range": ["(max", "", "", "", "", "0.100"][1:],
+        "Norm (mean)": ["", "", "", "", "0.950"],
+        "range (max - min)": ["", "", "", "", "0.100"],
     }
     low, high = (float(end) for end in re.findall(r"[\d.]+", table.rows[0][5])[1:])
     assert low < 0.9 < high
@@ -152,8 +171,7 @@ def test_the_score_table_holds_the_known_numbers(pipeline: Path) -> None:
     assert table.note.startswith("avg@2: mean reward of 2 answers per question (temperature 1), in percent.")
 
 
-def test_the_pipeline_page_is_self_contained_well_formed_and_safe(pipeline: Path) -> None:
-    report = pipeline_report(pipeline)
+def test_the_pipeline_page_is_self_contained_well_formed_and_safe(report: Report) -> None:
     page = report.html.read_text()
     structure = Structure(page)
     assert structure.open == []
@@ -165,11 +183,12 @@ def test_the_pipeline_page_is_self_contained_well_formed_and_safe(pipeline: Path
     assert "<h1>Demo &amp; &lt;co&gt;</h1>" in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
     assert "0.950 [" in page and "87.5 [" in page
-    assert not re.search("#0072b2|#24292f", page[page.index("</style>") :])
+    # colours come from the style sheet alone, so that dark mode reaches the figures
+    assert not re.search("#0072b2|#24292f|background", page[page.index("</style>") :])
 
 
-def test_the_side_by_side_shows_a_gain_and_a_failure_of_each_domain(pipeline: Path) -> None:
-    text = pipeline_report(pipeline).markdown.read_text()
+def test_the_side_by_side_shows_a_gain_and_a_failure_of_each_domain(report: Report) -> None:
+    text = report.markdown.read_text()
     section = text[text.index("## Side by side") :]
     reverse = section[section.index("### reverse") : section.index("### sort")]
     assert reverse.index("origin (reward 0.00 · wrong answer)") < reverse.index("expert (reward 1.00)")
@@ -179,19 +198,18 @@ def test_the_side_by_side_shows_a_gain_and_a_failure_of_each_domain(pipeline: Pa
     assert section.count("### ") == 6
 
 
-def test_markdown_keeps_model_text_inside_its_fence(pipeline: Path) -> None:
-    report = pipeline_report(pipeline)
+def test_markdown_keeps_model_text_inside_its_fence(report: Report) -> None:
     text = report.markdown.read_text()
     assert f"`````text\n{ATTACK}\n`````" in text
     outside = re.sub(r"(?ms)^(`{3,})text\n.*?^\1$", "", text)
     assert "<script>" not in outside and "# not a heading" not in outside
     images = re.findall(r"\]\((figures/[\w-]+\.svg)\)", outside)
-    assert len(images) == 6 and all((pipeline / image).is_file() for image in images)
-    assert "| reverse | 80 | 25.0 \\[" in outside
+    assert len(images) == 6 and all((report.markdown.parent / image).is_file() for image in images)
+    assert "| reverse | 80 | 25.0 [16.2, 35.0] |" in outside
 
 
-def test_the_other_tables_show_forgetting_and_cost(pipeline: Path) -> None:
-    text = pipeline_report(pipeline).markdown.read_text()
+def test_the_other_tables_show_forgetting_and_cost(report: Report) -> None:
+    text = report.markdown.read_text()
     assert "| expert sort | 25.0 | 75.0 | 25.0 |" in text
     assert "| student | mopd | 60 | 3,840 | 54,000 | 2 min 30 s |" in text
 
@@ -199,9 +217,9 @@ def test_the_other_tables_show_forgetting_and_cost(pipeline: Path) -> None:
 def test_an_expert_without_gain_is_named_and_leaves_no_norm(pipeline: Path) -> None:
     expert = pipeline / "expert-sort" / "eval" / "final.json"
     expert.write_text(make_evaluation(dict.fromkeys(DOMAINS, 20), "expert").to_json())
-    table = pipeline_report(pipeline).table
-    assert table is not None
-    assert [row[5].split(" [")[0] for row in table.rows] == ["0.900", "n/a (expert gained nothing)", "1.000", "n/a", "n/a"]
+    table = score_table(PipelineFolder.read(pipeline))
+    normalised = [row[5].split(" [")[0] for row in table.rows]
+    assert normalised == ["0.900", "n/a (expert gained nothing)", "1.000", "n/a", "n/a"]
     assert "sort: the teacher scores 0.25 and its origin 0.25" in table.note
 
 
@@ -213,7 +231,11 @@ def test_a_run_report_shows_the_final_evaluation_curves_and_latest_samples(pipel
     page = report.html.read_text()
     assert page.count("<svg") == 4  # evaluations on the way, behaviour, budget, update
     assert "reverse KL (nats per token)" in page and "response length (tokens)" in page
-    assert "python 3.11.9, torch 2.11" in page and "<dt>seed</dt><dd>7</dd>" in page
+    assert (
+        "python 3.11.9, torch 2.11" in page
+        and page.count("<dt>seed</dt><dd>7</dd>") == 1
+        and "<dt>place</dt><dd>cpu</dd>" in page
+    )
     assert "prompt 50" in page and "prompt 30" in page and "prompt 20" not in page
     assert "reward 0.50 · finish: length" in page
 
@@ -229,16 +251,16 @@ def test_a_killed_and_resumed_run_counts_each_step_once(pipeline: Path) -> None:
     file = pipeline / "student" / "metrics.jsonl"
     again = {"step": 60, "time": 9, "sequences": 4000, "tokens": 7}
     file.write_text(file.read_text() + json.dumps(again) + '\n{"step": 61, "ti')
-    assert "| student | mopd | 60 | 4,000 | 7 | 9.0 s |" in run_report(pipeline / "student").markdown.read_text()
+    run = RunFolder.read(pipeline / "student")
+    assert cost_table({"student": run}).rows == [["student", "mopd", "60", "4,000", "7", "9.0 s"]]
+    assert [row["step"] for row in run.metrics] == list(range(1, 61))
     file.write_text('{"step": 1, "ti\n' + json.dumps(again) + "\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is not JSON"):
         run_report(pipeline / "student")
 
 
 def test_write_report_tells_runs_from_pipelines_and_names_what_is_missing(pipeline: Path, tmp_path: Path) -> None:
-    table = write_report(str(pipeline)).table
-    assert table is not None and table.title == "Scores"
-    assert write_report(pipeline / "student").html == pipeline / "student" / "report.html"
+    assert write_report(str(pipeline / "sft")).html == pipeline / "sft" / "report.html"
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no config\.yaml\) nor a pipeline \(it has no pipeline\.json"):
         write_report(tmp_path / "empty")
@@ -255,30 +277,37 @@ def test_write_report_tells_runs_from_pipelines_and_names_what_is_missing(pipeli
         write_report(pipeline)
 
 
-def test_the_same_folder_gives_the_same_bytes(pipeline: Path) -> None:
-    first = {path.name: path.read_bytes() for path in (pipeline_report(pipeline).html, *pipeline.glob("figures/*"))}
-    second = {path.name: path.read_bytes() for path in (pipeline_report(pipeline).html, *pipeline.glob("figures/*"))}
-    assert first == second and len(first) == 7
+def test_the_same_folder_gives_the_same_bytes(report: Report) -> None:
+    files = [report.markdown, report.html, *report.html.parent.glob("figures/*")]
+    before = [file.read_bytes() for file in files]
+    write_report(report.html.parent)
+    assert [file.read_bytes() for file in files] == before and len(files) == 8
 
 
 def test_text_is_cleaned_fenced_and_escaped() -> None:
     assert clean("a\x1b[31m\r\nb\u202ec\ud800") == "a\ufffd[31m\nb\ufffdc\ufffd"
     assert clean("x" * (LONGEST + 1)) == "x" * (LONGEST // 2) + "\n… 1 characters left out …\n" + "x" * (LONGEST // 2)
     assert fenced("a ```` b") == "`````text\na ```` b\n`````"
-    assert inline("a|b <i> [x](y) *z* & `c`\nd") == r"a\|b &lt;i> \[x\](y) \*z\* &amp; \`c\` d"
+    assert inline("a|b <i> [x](y) *z* & `c`\nd") == r"a\|b &lt;i> [x\](y) \*z\* &amp; \`c\` d"
 
 
-def test_every_text_of_a_page_is_escaped_in_html() -> None:
-    answer = Answer("<w>", "\n<t>", 0.5, "<n>")
-    comparison = Comparison("<d>", "<p>", "<r>", (answer,))
-    figure = curves('f"<', "<c>", [Panel("<y>", [Line("<l>", np.arange(3), np.arange(3))])], "<x>")
+def test_every_text_of_a_page_is_escaped() -> None:
+    count = iter(range(100))
+
+    def mark() -> str:
+        return f"<mark{next(count)}>"
+
+    comparison = Comparison(mark(), mark(), mark(), (Answer(mark(), "\n" + mark(), 0.5, mark()),))
+    figure = curves("f", mark(), [Panel(mark(), [Line(mark(), *np.ones((2, 3)))] * 2, title=mark())], mark())
     assert figure is not None
-    section = Section("<s>", "<u>", [Table("<a>", ["<b>"], [["<e>"]], "<f>")], [figure], [comparison])
-    page = Page("<title1>", [("<g>", "<h>")], [section])
-    for name in ("w", "t", "n", "d1", "r", "c", "y", "l", "x", "s", "u", "a1", "b1", "e", "f", "h", "title1"):
-        assert f"<{name}>" not in to_html(page).replace("<a>", "").replace("<s>", "") or name in ("s",)
-    assert "<pre>\n\n&lt;t&gt;</pre>" in to_html(page)  # a leading newline is kept
-    assert "&lt;t>" not in to_markdown(page, "figures") and "\\<" not in to_markdown(page, "figures")
+    section = Section(mark(), mark(), [Table(mark(), [mark()], [[mark()]], mark())], [figure], [comparison])
+    page = Page(mark(), [(mark(), mark())], [section])
+    html, markdown = to_html(page), to_markdown(page, "figures")
+    assert "<mark" not in html
+    shown = {int(number) for number in re.findall(r"&lt;mark(\d+)&gt;", html)}
+    assert shown == set(range(next(count))) - {8}  # a single curve needs no legend
+    assert "<pre>\n\n&lt;mark4&gt;</pre>" in html  # a leading newline is kept
+    assert "<mark" not in re.sub(r"(?ms)^(`{3,})text\n.*?^\1$", "", markdown)
 
 
 def test_curves_skip_empty_panels_and_smooth_long_lines() -> None:
@@ -287,8 +316,9 @@ def test_curves_skip_empty_panels_and_smooth_long_lines() -> None:
     assert curves("none", "", [empty], "step") is None
     x = np.arange(100.0)
     figure = curves("one", "Caption.", [empty, Panel("kept", [Line("a", x, x), Line("b", x, -x)])], "step")
-    assert figure is not None and figure.caption == "Caption. Bold: trailing mean over 5% of the points; faint: every point."
-    assert figure.svg.count("<g id=\"axes_") == 1 and ">kept<" in figure.svg
+    assert figure is not None
+    assert figure.caption == "Caption. Bold: trailing mean over 5% of the points; faint: every point."
+    assert figure.svg.count('<g id="axes_') == 1 and ">kept<" in figure.svg
 
 
 def test_the_score_figure_names_models_and_domains() -> None:

@@ -65,7 +65,7 @@ def test_every_letters_answer_is_right_and_scores_one(task):
 
 
 def test_a_draw_depends_on_options_seed_and_index_alone():
-    assert [prompt(source(kind="letters").draw(i)) for i in (0, 1, 10**12)] == ["rev:ktz", "rev:lttq", "rev:jtj"]
+    assert [prompt(source(kind="letters").draw(i)) for i in (0, 1, 10**12)] == ["rev:sfcyti", "rev:zsp", "rev:cbnnx"]
     assert prompt(source(kind="letters").draw(5)) == prompt(source(kind="letters").draw(5))
     assert prompt(source(seed=1, kind="letters").draw(5)) != prompt(source(kind="letters").draw(5))
 
@@ -118,7 +118,10 @@ def test_a_grade_is_a_number_a_pair_or_a_grade_and_nothing_else():
         ({"kind": "custom", "source": "tests.no_such:Thing"}, "cannot import 'tests.no_such'"),
         ({"kind": "custom", "source": "json:lods"}, "module 'json' has no 'lods': did you mean 'loads'?"),
         ({"kind": "custom", "source": "json:JSONDecoder"}, "is no task source, it lacks draw, grade, gold"),
-        ({"kind": "custom", "source": "tests.hostile:Hostile", "options": {"a": 1}}, "unexpected keyword argument 'a'"),
+        (
+            {"kind": "custom", "source": "tests.test_tasks_grading:Hostile", "options": {"a": 1}},
+            "unexpected keyword argument 'a'",
+        ),
         ({"kind": "reasoning_gym", "name": "gdc"}, "reasoning-gym has no task 'gdc': did you mean 'gcd'?"),
         (
             {"kind": "reasoning_gym", "name": "gcd", "config": {"max_valu": 1}},
@@ -126,7 +129,7 @@ def test_a_grade_is_a_number_a_pair_or_a_grade_and_nothing_else():
         ),
         (
             {"kind": "reasoning_gym", "name": "gcd", "config": {"min_value": 9, "max_value": 3}},
-            "gcd refuses .*max_value must be >= min_value",
+            "gcd refuses .*max_value must be > min_value",
         ),
         ({"kind": "reasoning_gym", "name": "gcd", "question_regex": "a"}, "has 0 groups, and needs one"),
         ({"kind": "reasoning_gym", "name": "gcd", "prompt": "?"}, "nowhere says {question}"),
@@ -189,7 +192,11 @@ def test_reasoning_gym_takes_the_answer_from_where_it_is_told():
     cases = {
         "whole": {answer: 1.0, f"so:\n{answer}": 0.0},
         "last_line": {answer: 1.0, f"so:\n {answer} \n": 1.0, "": 0.0},
-        "answer_tag": {answer: 0.0, f"<answer>x</answer> no: <answer> {answer} </answer>.": 1.0, "</answer><answer>": 0.0},
+        "answer_tag": {
+            answer: 0.0,
+            f"<answer>x</answer> no: <answer> {answer} </answer>.": 1.0,
+            "</answer><answer>": 0.0,
+        },
     }
     for extract, expected in cases.items():
         grader = source(**words, extract=extract)
@@ -215,7 +222,7 @@ def test_a_reasoning_gym_task_without_an_answer_has_no_gold():
 
 
 def test_a_regex_that_does_not_match_names_the_question():
-    with pytest.raises(ValueError, match="question_regex 'no (.*) such' does not match gcd's question 'Find the"):
+    with pytest.raises(ValueError, match=r"question_regex 'no \(\.\*\) such' does not match gcd's question 'Find the"):
         source(kind="reasoning_gym", name="gcd", question_regex="no (.*) such").draw(0)
 
 

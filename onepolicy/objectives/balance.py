@@ -39,7 +39,7 @@ def gap_weights(
 ) -> Weights:
     """w_d·clamp((m_d/m_ref)^alpha, .05, 20), rescaled so that Σ w·s = 1: more for the domain that has further to go.
 
-    `weights` are share weights, `gaps` the m_d = E|signal| (an average over steps), m_ref their plain mean. alpha = 0 is
+    `weights` are share weights, `gaps` the m_d = E|signal| (averaged over steps), m_ref their plain mean. alpha = 0 is
     share alone, bit for bit.
     """
     if not weights.keys() == tokens.keys() == gaps.keys():

@@ -1,7 +1,7 @@
 """Policy-gradient losses: [N] log-probs and advantages -> [N], to be minimised.
 
 r = π/π_old on the sampled token. The clip range is [1 - clip_low, 1 + clip_high]. Advantages carry no gradient. With
-one update per batch pass `old_logprobs_N = logprobs_N.detach()`: r is 1 and every loss here has the gradient of
+one update per batch pass `old_logprobs_N = logprobs_N.detach()`: the ratio is 1 and every loss here has the gradient of
 REINFORCE.
 """
 
@@ -48,10 +48,10 @@ def sequence_ratio(logprobs_N: Tensor, old_logprobs_N: Tensor, segments_N: Tenso
 
     GSPO Eq. 7, arXiv 2507.18071. The gradient that it gives a token is s_i·∇log π(y_t): see `gspo`.
     """
-    log_ratio_N = at_least_float32(logprobs_N) - at_least_float32(old_logprobs_N)
-    log_mean_N = segment_mean(log_ratio_N.detach(), segments_N)
+    logprobs_N, old_logprobs_N = at_least_float32(logprobs_N), at_least_float32(old_logprobs_N)
+    log_mean_N = segment_mean(logprobs_N.detach() - old_logprobs_N, segments_N)
     # logprobs - sg[logprobs] is 0: it carries the gradient of the token's own log-prob, and no value.
-    return (log_mean_N + (log_ratio_N - log_ratio_N.detach())).clamp(max=MAX_LOG_RATIO).exp()
+    return (log_mean_N + (logprobs_N - logprobs_N.detach())).clamp(max=MAX_LOG_RATIO).exp()
 
 
 def clipped(

@@ -111,7 +111,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         ("domains", ", ".join(run.domains)),
         ("seed", config.get("seed")),
         ("steps", config.get("steps")),
-        *((key, value) for key, value in run.info.items() if isinstance(value, str | int | float)),
+        *((k, v) for k, v in run.info.items() if isinstance(v, str | int | float) and k not in config),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
     return [(key, str(value)) for key, value in facts if value not in (None, "")]
@@ -162,9 +162,9 @@ def _learning_curves(pipeline: PipelineFolder) -> Figure | None:
     panels = []
     for domain, expert in pipeline.experts.items():
         lines = []
-        for who, run in (("expert", expert), ("student", pipeline.student)):
+        for style, who, run in ((1, "expert", expert), (2, "student", pipeline.student)):  # as in the score figure
             x, y = run.curve(f"reward/{domain}", "sequences")
-            lines.append(Line(who, x * run.domain_share(domain), y))
+            lines.append(Line(who, x * run.domain_share(domain), y, style))
         panels.append(Panel(BEHAVIOUR["reward"], lines, title=domain))
     caption = "Training reward against sequences of that domain (the run's total times the domain's share of prompts)."
     return plots.curves("learning", caption, panels, "sequences of the domain")

@@ -73,8 +73,9 @@ class RunFolder:
 
     def domain_share(self, domain: str) -> float:
         """Which part of every batch's prompts the configuration gives to this domain."""
-        shares = {name: float((entry or {}).get("share", 1.0)) for name, entry in self.config["domains"].items()}
-        return shares[domain] / sum(shares.values())
+        domains = self.config.get("domains") or {}
+        shares = {name: float((entry or {}).get("share", 1.0)) for name, entry in domains.items()}
+        return shares[domain] / sum(shares.values()) if domain in shares else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +171,10 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _metrics(file: Path) -> list[dict[str, Any]]:
-    """One row per step, in order; where a resumed run wrote a step again, the later row counts."""
-    by_step = {row["step"]: row for row in _json_lines(file)}
+    """One row per step, in order; where a resumed run wrote a step again, the later values count."""
+    by_step: dict[int, dict[str, Any]] = {}
+    for row in _json_lines(file):
+        by_step.setdefault(row["step"], {}).update(row)
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -97,7 +97,8 @@ def to_markdown(page: Page, figures: str) -> str:
     for section in page.sections:
         parts += [f"## {inline(section.title)}", *map(inline, section.text.split("\n\n"))]
         for table in section.tables:
-            parts += [f"**{inline(table.title)}**", table_markdown(table), inline(table.note)]
+            parts += [f"**{inline(table.title)}**"] if table.title != section.title else []
+            parts += [table_markdown(table), inline(table.note)]
         for figure in section.figures:
             parts += [f"![{inline(figure.caption)}]({figures}/{figure.name}.svg)", f"*{inline(figure.caption)}*"]
         for comparison in section.comparisons:
@@ -124,7 +125,7 @@ def table_markdown(table: Table) -> str:
 def inline(text: str) -> str:
     """Text inside a Markdown line, with every character that Markdown or HTML could read as markup escaped."""
     text = clean(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text)
+    return re.sub(r"[\\`*_|~]|\](?=[(\[:])", r"\\\g<0>", text)  # a bracket alone is no link
 
 
 def fenced(text: str) -> str:

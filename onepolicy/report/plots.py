@@ -30,9 +30,12 @@ WIDTH = 9.6  # inches
 
 @dataclass(frozen=True, slots=True)
 class Line:
+    """A labelled curve. `style` is its place in the palette; by default, labels take places as they come."""
+
     label: str
     x: Array
     y: Array
+    style: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +68,22 @@ class Figure:
 
 
 def curves(name: str, caption: str, panels: Sequence[Panel], xlabel: str) -> Figure | None:
-    """Small multiples, two in a row, one legend; None where there is nothing to draw."""
+    """Small multiples with one legend, and one scale where all show one quantity; None where nothing is to draw."""
     panels = [panel for panel in panels if any(len(line.x) > 1 for line in panel.lines)]
     if not panels:
         return None
     labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
-    columns, rows = min(2, len(panels)), -(-len(panels) // 2)
+    columns = 3 if len(panels) == 3 or len(panels) > 4 else min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    one_quantity = len({panel.ylabel for panel in panels}) == 1
     with _style():
         canvas = _canvas(height=0.5 + 2.4 * rows)
-        grid = canvas.subplots(rows, columns, squeeze=False)
+        grid = canvas.subplots(rows, columns, squeeze=False, sharey=one_quantity)
         for axes, panel in zip(grid.flat, panels, strict=False):
             for line in panel.lines:
                 _draw(axes, line, labels.index(line.label))
-            axes.set(xlabel=xlabel, ylabel=panel.ylabel, title=panel.title)
+            repeated = one_quantity and not axes.get_subplotspec().is_first_col()
+            axes.set(xlabel=xlabel, ylabel="" if repeated else panel.ylabel, title=panel.title)
         for axes in grid.flat[len(panels) :]:
             axes.remove()
         handles = {h.get_label(): h for axes in canvas.axes for h in axes.get_lines()}
@@ -92,8 +98,9 @@ def _window(line: Line) -> int:
     return max(1, len(line.y) // 20)
 
 
-def _draw(axes: Any, line: Line, number: int) -> None:
+def _draw(axes: Any, line: Line, place: int) -> None:
     """One curve, smoothed if it has many points."""
+    number = place if line.style is None else line.style
     colour, dash = SERIES[number % len(SERIES)], DASHES[number % len(DASHES)]
     if _window(line) > 1:
         axes.plot(line.x, line.y, color=colour, linewidth=0.7, alpha=0.3, label="_raw")

@@ -78,7 +78,7 @@ def score_table(pipeline: PipelineFolder) -> Table:
         cells = [percent_interval(score.interval()) for score in scores]
         kept = normalised.domains.get(domain)
         rows.append([domain, str(len(scores[0].questions)), *cells, score_interval(kept) if kept else NO_GAIN])
-    columns = ["domain", "questions", "origin", "expert", "student", "normalised"]
+    columns = ["domain", "questions", "origin (%)", "expert (%)", "student (%)", "normalised"]
     return Table("Scores", columns, rows + _totals(normalised), setting(student) + _reasons(normalised))
 
 

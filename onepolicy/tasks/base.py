@@ -10,6 +10,7 @@ import importlib
 import numbers
 import os
 import random
+import string
 import sys
 from typing import Any, Protocol, Self
 
@@ -74,6 +75,17 @@ def as_grade(value: Any, grader: str) -> Grade:
 def seeded(*parts: str | int) -> random.Random:
     """A generator that depends on the parts alone: the same in every process and on every machine."""
     return random.Random("/".join(map(str, parts)))
+
+
+def with_one_wrong(answer: str, rng: random.Random) -> str:
+    """`answer` with one letter or digit replaced by another of its sort: a flawed demonstration of the same length."""
+    places = [at for at, character in enumerate(answer) if character.isascii() and character.isalnum()]
+    if not places:
+        return answer
+    at = rng.choice(places)
+    kinds = (string.digits, string.ascii_lowercase, string.ascii_uppercase)
+    others = next(kind for kind in kinds if answer[at] in kind).replace(answer[at], "")
+    return answer[:at] + rng.choice(others) + answer[at + 1 :]
 
 
 def user_message(text: str) -> tuple[dict[str, str], ...]:

@@ -27,7 +27,7 @@ import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import IO, Any, Self
+from typing import IO, Any, Self, cast
 
 from onepolicy.config import DomainConfig, TasksConfig, did_you_mean
 from onepolicy.tasks.base import GraderBug
@@ -215,6 +215,8 @@ class _Worker:
         except TimeoutError:
             return f"grader timed out after {self.time_limit_s:g} s"
         except (OSError, EOFError):
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its own exit status, if it is about to have one
+                cast("subprocess.Popen[bytes]", self._process).wait(timeout=1)
             return f"grader crashed: {_died(self.kill())}"
         return None
 

@@ -19,7 +19,7 @@ from typing import Annotated, NamedTuple, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from onepolicy.config import did_you_mean
-from onepolicy.tasks.base import SourceOptions, seeded, user_message
+from onepolicy.tasks.base import SourceOptions, seeded, user_message, with_one_wrong
 from onepolicy.types import Grade, Task
 
 LETTERS = string.ascii_lowercase
@@ -118,7 +118,7 @@ class LettersSource:
         options = self.options
         rng = seeded("letters", options.task, self.seed, index)
         prompt, answer = KINDS[options.task].make(rng, rng.randint(*options.lengths))
-        shown = _with_one_wrong(answer, rng) if rng.random() < options.corrupt else answer
+        shown = with_one_wrong(answer, rng) if rng.random() < options.corrupt else answer
         return Task(
             f"{self.domain}/{self.seed}/{index}", self.domain, user_message(prompt), answer, {"demonstration": shown}
         )
@@ -135,10 +135,3 @@ class LettersSource:
 
     def demonstration(self, task: Task) -> str:
         return str(task.metadata["demonstration"])
-
-
-def _with_one_wrong(answer: str, rng: Random) -> str:
-    """`answer` with one character replaced by another of its sort; the length stays."""
-    at = rng.randrange(len(answer))
-    others = (string.digits if answer[at].isdigit() else LETTERS).replace(answer[at], "")
-    return answer[:at] + rng.choice(others) + answer[at + 1 :]

@@ -1,10 +1,11 @@
-"""Any of reasoning-gym's procedural tasks, alone or several mixed by weight; graded by reasoning-gym itself.
+r"""Any of reasoning-gym's procedural tasks, alone or several mixed by weight; graded by reasoning-gym itself.
 
-    tasks: {kind: reasoning_gym, name: gcd, config: {max_value: 50}, question_regex: "numbers: (.*?)\\\\. Give"}
+    tasks: {kind: reasoning_gym, name: gcd, config: {max_value: 50}, question_regex: 'numbers: (.*?)\. Give'}
     tasks: {kind: reasoning_gym, composite: [{name: gcd, weight: 2}, {name: spell_backward}]}
 
 There is no gold answer (None) for boxnet, graph_color, propositional_logic, rubiks_cube and rush_hour.
-Careful: some question spaces are tiny and some answers nearly always the same; `onepolicy tasks check` tells.
+Careful: some question spaces are tiny and some answers nearly always the same; `onepolicy tasks check` tells. codeio
+runs snippets of its own to make a question, some of which are not deterministic.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from onepolicy.config import Strict, did_you_mean
-from onepolicy.tasks.base import SourceOptions, seeded, user_message
+from onepolicy.tasks.base import SourceOptions, seeded, user_message, with_one_wrong
 from onepolicy.types import Grade, Task
 
-ENDLESS = 2**31 - 1  # reasoning-gym's items are made on demand: the size is only a number
+# Items come from datasets of this size, each with a seed of its own: some tasks make all their items beforehand, and
+# reasoning-gym seeds item i with seed + i, so that neighbouring seeds of one endless dataset would share nearly all.
+BLOCK = 1000
 OURS = ("seed", "size")  # keys of every reasoning-gym config that onepolicy sets
 
 
@@ -46,7 +49,7 @@ class Part(Strict):
 
     @model_validator(mode="after")
     def _reasoning_gym_takes_it(self) -> Self:
-        _create(self.name, self.config, seed=0)
+        _checked(self.name, self.config, seed=0)
         return self
 
 
@@ -54,7 +57,7 @@ class ReasoningGymOptions(SourceOptions):
     """One task by `name`, or several as `composite`.
 
     `extract` says where in the response the answer stands: all of it, inside the last <answer> tag, or its last line.
-    `prompt` is a template around {question}.
+    `prompt` is a template around {question}. `corrupt` is the probability that a demonstration has one character wrong.
     """
 
     name: str | None = None
@@ -63,6 +66,7 @@ class ReasoningGymOptions(SourceOptions):
     composite: list[Part] = Field([], description="parts with their own name, weight, config and question_regex")
     extract: Literal["whole", "answer_tag", "last_line"] = "whole"
     prompt: str = "{question}"
+    corrupt: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @property
     def parts(self) -> list[Part]:
@@ -89,17 +93,25 @@ class ReasoningGymSource:
         self.domain, self.options, self.seed = domain, options, seed
         self.parts = options.parts
 
+        self._blocks: dict[int, tuple[int, Any]] = {}  # part → the block used last, and its dataset
+
     @cached_property
-    def datasets(self) -> list[Any]:
-        # reasoning-gym seeds item i with seed + i, so that neighbouring seeds share nearly all items: spread them.
-        seed = seeded("reasoning_gym", self.seed).getrandbits(30)
-        return [_create(part.name, part.config, seed) for part in self.parts]
+    def _graders(self) -> list[Any]:
+        return [_create(part.name, part.config, seed=0) for part in self.parts]
+
+    def _entry(self, choice: int, index: int) -> dict[str, Any]:
+        block, at = divmod(index, BLOCK)
+        if self._blocks.get(choice, (None,))[0] != block:
+            part, seed = self.parts[choice], seeded("reasoning_gym", self.seed, choice, block).getrandbits(30)
+            self._blocks[choice] = block, _create(part.name, part.config, seed)
+        entry: dict[str, Any] = self._blocks[choice][1][at]
+        return entry
 
     def draw(self, index: int) -> Task:
         """Raises ValueError when question_regex does not match a question."""
         weights = [part.weight for part in self.parts]
         choice = seeded("part", self.seed, index).choices(range(len(self.parts)), weights)[0]
-        part, entry = self.parts[choice], self.datasets[choice][index]
+        part, entry = self.parts[choice], self._entry(choice, index)
         question = entry["question"]
         if part.question_regex is not None:
             match = re.search(part.question_regex, question, re.DOTALL)
@@ -117,7 +129,7 @@ class ReasoningGymSource:
         answer = _extract(response, self.options.extract)
         if answer is None:
             return Grade(0.0, f"no answer found by extract: {self.options.extract}")
-        return Grade(float(self.datasets[task.metadata["part"]].score_answer(answer, task.metadata["entry"])))
+        return Grade(float(self._graders[task.metadata["part"]].score_answer(answer, task.metadata["entry"])))
 
     def gold(self, task: Task) -> str | None:
         if task.reference is None:
@@ -125,7 +137,8 @@ class ReasoningGymSource:
         return f"<answer>{task.reference}</answer>" if self.options.extract == "answer_tag" else str(task.reference)
 
     def demonstration(self, task: Task) -> str | None:
-        return self.gold(task)
+        gold, rng = self.gold(task), seeded("demonstration", task.id)
+        return with_one_wrong(gold, rng) if gold and rng.random() < self.options.corrupt else gold
 
 
 def _extract(response: str, where: str) -> str | None:
@@ -139,18 +152,28 @@ def _extract(response: str, where: str) -> str | None:
 
 
 def _create(name: str, config: dict[str, Any], seed: int) -> Any:
-    """A reasoning-gym dataset. Raises ValueError on a name, a key or a value that reasoning-gym does not take."""
-    import reasoning_gym
+    """A reasoning-gym dataset of BLOCK items. Raises ValueError as `_checked` does."""
+    from reasoning_gym.factory import DATASETS
+
+    return DATASETS[name][0](config=_checked(name, config, seed))
+
+
+def _checked(name: str, config: dict[str, Any], seed: int) -> Any:
+    """A reasoning-gym config. Raises ValueError on a name, a key or a value that reasoning-gym does not take."""
     from reasoning_gym.factory import DATASETS
 
     names = [known for known in DATASETS if known != "composite"]
     if name not in names:
         raise ValueError(f"reasoning-gym has no task {name!r}: {did_you_mean(name, names)}")
-    keys = [field.name for field in dataclasses.fields(DATASETS[name][1]) if field.name not in OURS]
+    config_class = DATASETS[name][1]
+    keys = [field.name for field in dataclasses.fields(config_class) if field.name not in OURS]
     for key in config:
         if key not in keys:
             raise ValueError(f"reasoning-gym's {name} has no key {key!r}: {did_you_mean(key, keys)}")
     try:
-        return reasoning_gym.create_dataset(name, seed=seed, size=ENDLESS, **config)
+        made = config_class(seed=seed, size=BLOCK, **config)
+        if hasattr(made, "validate"):
+            made.validate()
     except (AssertionError, ValueError, TypeError) as error:
         raise ValueError(f"reasoning-gym's {name} refuses {config}: {error or type(error).__name__}") from None
+    return made

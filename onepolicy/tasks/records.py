@@ -10,6 +10,7 @@ task), which returns a reward in [0, 1], (reward, reason) or a Grade.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -94,6 +95,8 @@ class RecordsOptions(SourceOptions):
             raise ValueError(f"hub dataset {self.hub!r} needs a `split`, for example train")
         if self.hub is not None and self.eval_path is not None:
             raise ValueError("eval_path belongs to `path`; with `hub` use eval_split")
+        if self.path is not None and self.subset is not None:
+            raise ValueError(f"subset {self.subset!r} belongs to `hub`, not to a path: remove it")
         return self
 
 
@@ -132,8 +135,13 @@ class RecordsSource:
         epoch, at = divmod(index, len(self.rows))
         row_number = self._order(epoch)[at]
         row = self.rows[row_number]
-        prompt, answer = row[options.prompt], row[options.answer]
-        shown = answer if options.demonstration is None else row[options.demonstration]
+        try:
+            prompt, answer = row[options.prompt], row[options.answer]
+            shown = answer if options.demonstration is None else row[options.demonstration]
+        except KeyError as error:
+            raise ValueError(
+                f"domain {self.domain!r}: row {row_number} has no {error}; it has {', '.join(row)}"
+            ) from None
         return Task(
             f"{self.domain}/{self.seed}/{index}",
             self.domain,
@@ -176,16 +184,16 @@ def _grader(name: str) -> tuple[Callable[..., Any], bool]:
 
 def load_rows(path: Path | None, hub: str | None, subset: str | None, split: str | None) -> Rows:
     """Read JSONL, Parquet, a save_to_disk folder or a hub dataset. Raises ValueError that names place and fault."""
+    rows: Rows
     if path is None:
-        import datasets
-
-        return datasets.load_dataset(hub, subset, split=split)  # type: ignore[no-any-return]
+        rows = _library("datasets").load_dataset(hub, subset, split=split)
+        return rows
     if path.is_dir():
         return _load_folder(path, split)
+    if split is not None:
+        raise ValueError(f"{path} has no splits: remove split {split!r}")
     if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        rows: Rows = pyarrow.parquet.read_table(path).to_pylist()
+        rows = _library("pyarrow.parquet").read_table(path).to_pylist()
         return rows
     if path.suffix not in (".jsonl", ".json"):
         raise ValueError(f"{path}: unknown ending {path.suffix!r}; records are read from .jsonl, .parquet or a folder")
@@ -209,8 +217,7 @@ def _load_jsonl(path: Path) -> Rows:
 
 
 def _load_folder(path: Path, split: str | None) -> Rows:
-    import datasets
-
+    datasets = _library("datasets")
     try:
         data = datasets.load_from_disk(str(path))
     except FileNotFoundError as error:
@@ -218,5 +225,15 @@ def _load_folder(path: Path, split: str | None) -> Rows:
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise ValueError(f"{path} has the splits {', '.join(data)}: set `split` to one of them, not {split!r}")
-        return data[split]  # type: ignore[no-any-return]
-    return data  # type: ignore[no-any-return]
+        data = data[split]
+    elif split is not None:
+        raise ValueError(f"{path} has no splits: remove split {split!r}")
+    rows: Rows = data
+    return rows
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ValueError(f"this kind of records needs {name}: pip install 'onepolicy[datasets]'") from None

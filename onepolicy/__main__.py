@@ -1,0 +1,3 @@
+from onepolicy.cli import main
+
+main()

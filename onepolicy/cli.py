@@ -1,0 +1,118 @@
+"""onepolicy: many RL experts in, one policy out.
+
+Answers --help and configuration errors without importing torch. Everything heavy is in commands.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onepolicy.config import ConfigError, load_run
+
+app = typer.Typer(
+    help="Many RL experts in, one policy out.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+tasks_app = typer.Typer(help="Task sources: what can be asked and graded.", no_args_is_help=True)
+app.add_typer(tasks_app, name="tasks")
+
+Config = Annotated[Path, typer.Argument(help="a run's YAML file, or an existing run folder")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="dotted overrides, such as optim.learning_rate=1e-5")]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="where the run folders go")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """From nothing to one policy on this machine's CPU: origin, three experts, student, table and report."""
+    from onepolicy.demo import demo as run_demo
+
+    run_demo(output, seed)
+
+
+@app.command()
+def run(config: Config, overrides: Overrides = None) -> None:
+    """Run what a file describes, or resume it where it was stopped."""
+    loaded = load_run(_file(config), overrides or [])
+    from onepolicy.tasks import check_options
+
+    check_options(loaded.domains)
+    from onepolicy.commands import run_and_report
+
+    run_and_report(loaded)
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Check a run before it starts: the file, the tasks' gold answers, the teachers. Writes nothing."""
+    loaded = load_run(_file(config), overrides or [])
+    from onepolicy.commands import check_run
+
+    if not check_run(loaded):
+        raise typer.Exit(1)
+
+
+@app.command(name="eval")
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="a checkpoint; by default the run's own result")] = None,
+    n: Annotated[int, typer.Option(min=1, help="answers per question")] = 8,
+    greedy: Annotated[bool, typer.Option("--greedy", help="temperature 0 instead of 1")] = False,
+    output: Annotated[Path | None, typer.Option(help="keep the evaluation as this JSON file")] = None,
+) -> None:
+    """avg@n of a checkpoint on the held-out tasks of a run's domains, with intervals."""
+    loaded = load_run(_file(config), overrides or [])
+    from onepolicy.commands import evaluate_checkpoint
+
+    evaluate_checkpoint(loaded, model, n, 0.0 if greedy else 1.0, output)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="a run folder, or the demo's folder")]) -> None:
+    """Write report.md and a self-contained report.html."""
+    from onepolicy.commands import show_report
+
+    show_report(folder)
+
+
+@tasks_app.command("list")
+def list_tasks() -> None:
+    """The kinds of task source and their options."""
+    from onepolicy.tasks import KINDS
+
+    for name, kind in KINDS.items():
+        typer.echo(f"{name:15} {', '.join(kind.options.model_fields)}")
+
+
+@tasks_app.command("check")
+def check_tasks(
+    config: Config,
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option(min=1, help="tasks to draw per domain")] = 100,
+) -> None:
+    """Grade every domain's own gold answers: each must score 1.0. Warns of tiny or lopsided question spaces."""
+    loaded = load_run(_file(config), overrides or [])
+    from onepolicy.commands import check_domains
+
+    if not check_domains(loaded, n):
+        raise typer.Exit(1)
+
+
+def _file(config: Path) -> Path:
+    """A run folder stands for its own configuration."""
+    return config / "config.yaml" if config.is_dir() else config
+
+
+def main() -> None:
+    """Bad input ends with its message alone (exit code 2); anything else is our bug and keeps its traceback."""
+    import sys
+
+    try:
+        app()
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,113 @@
+"""What the command line does once its arguments are read; prints tables."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from onepolicy import recipes
+from onepolicy.config import AnyRun, ConfigError, ModelConfig, MopdConfig
+from onepolicy.engines.base import Sampling
+from onepolicy.engines.local import LocalEngine
+from onepolicy.engines.text import Renderer
+from onepolicy.evaluation import Evaluation, evaluate
+from onepolicy.models import load_model, pick_device
+from onepolicy.report.build import write_report
+from onepolicy.report.tables import Table, evaluation_table
+from onepolicy.run import write_atomic
+from onepolicy.session import EVAL_SEED, Session
+from onepolicy.tasks.check import check_domains as check_tasks
+from onepolicy.tasks.grading import Grader
+from onepolicy.tasks.mixture import Mixture
+
+console = Console()
+
+
+def run_and_report(config: AnyRun) -> None:
+    recipes.run(config)
+    show_report(config.output)
+    console.print(f"model   {config.output / 'model'}")
+
+
+def show_report(folder: Path) -> None:
+    written = write_report(folder)
+    if written.table is not None:
+        print_table(written.table)
+    console.print(f"report  {written.html}")
+
+
+def check_domains(config: AnyRun, n: int) -> bool:
+    """True when every gold answer scores 1.0."""
+    table = RichTable("domain", "tasks", "distinct", "gold right", "empty earns", "constant earns", "")
+    reports = check_tasks(config.domains, n)
+    for domain, found in reports.items():
+        gold = f"{found.gold_right}/{found.drawn - found.without_gold}"
+        remarks = [f"[red]{failure}[/red]" for failure in found.failures] + list(found.warnings)
+        table.add_row(
+            domain,
+            str(found.drawn),
+            str(found.distinct),
+            gold,
+            f"{found.empty_reward:.2f}",
+            f"{found.constant_reward:.2f}",
+            "\n".join(remarks) or "[green]fine",
+        )
+    console.print(table)
+    return all(found.ok for found in reports.values())
+
+
+def check_run(config: AnyRun) -> bool:
+    """Tasks, then the model, then the teachers; True when nothing is wrong. Works in a temporary folder."""
+    ok = check_domains(config, 50)
+    with tempfile.TemporaryDirectory() as scratch:
+        aside = config.model_copy(update={"output": Path(scratch) / "check"})
+        if not isinstance(aside, MopdConfig):
+            load_model(config.model, config.seed)
+            return ok
+        from onepolicy.preflight import check_teachers
+
+        with Session(aside, aside.loss) as session:
+            teachers = session.frozen({name: t.model for name, t in aside.teachers.items()}, aside.routes)
+            reports = check_teachers(session, teachers, aside.check)
+    table = RichTable("domain", "teacher", "reverse KL (nats/token)", f"top-{config.check.overlap_k} overlap", "verdict")  # type: ignore[union-attr]
+    for report in reports:
+        verdict = "[yellow]see warning" if report.warnings else "[green]fine"
+        table.add_row(report.domain, report.teacher, f"{report.reverse_kl:.4f}", f"{report.overlap:.3f}", verdict)
+    console.print(table)
+    return ok
+
+
+def evaluate_checkpoint(
+    config: AnyRun, model: str | None, n: int, temperature: float, output: Path | None
+) -> Evaluation:
+    """avg@n of `model` (default: the run's result) on the run's held-out tasks."""
+    checkpoint = ModelConfig(path=model or str(config.output / "model"), dtype=config.model.dtype)
+    mixture = Mixture(config.domains, config.seed)
+    torch.set_num_threads(config.threads)
+    weights, tokenizer = load_model(checkpoint, device=pick_device(config.device))
+    engine = LocalEngine(weights, Renderer(tokenizer, weights.generation_config), batch_size=config.rollout.batch_size)
+    limits = {name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens}
+    sampling = Sampling(temperature, max_new_tokens=config.rollout.max_new_tokens, limits=limits)
+    tasks = [task for tasks in mixture.eval_tasks.values() for task in tasks]
+    with Grader(config.domains) as grader:
+
+        def grade(samples: list) -> None:  # type: ignore[type-arg]
+            grader.submit(samples)
+            grader.collect()
+
+        result = evaluate(engine, tasks, grade, n, sampling, EVAL_SEED)
+    print_table(evaluation_table(str(checkpoint.path), result))
+    if output is not None:
+        write_atomic(output, result.to_json())
+    return result
+
+
+def print_table(table: Table) -> None:
+    drawn = RichTable(*table.columns, title=table.title)
+    for row in table.rows:
+        drawn.add_row(*row)
+    console.print(drawn)

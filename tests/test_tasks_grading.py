@@ -1,0 +1,203 @@
+"""The grading process, attacked one property at a time: the bad answer gets 0 and a reason, its neighbours theirs."""
+
+import gc
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onepolicy.config import DomainConfig
+from onepolicy.tasks.base import GraderBug
+from onepolicy.tasks.check import check_domains
+from onepolicy.tasks.grading import MAX_RESPONSE, Grader, GradingError
+from onepolicy.types import Grade, Sample, Task
+
+GOOD = Grade(1.0, "well done")
+
+
+class Hostile:
+    """A task source whose grader does as the answer says."""
+
+    def __init__(self, domain: str, seed: int, fail: bool = False) -> None:
+        self.domain = domain
+        if fail:
+            raise OSError("no such data")
+
+    def draw(self, index: int) -> Task:
+        return Task(f"{self.domain}/{index}", self.domain, ({"role": "user", "content": str(index)},), index)
+
+    def grade(self, task: Task, response: str):
+        verb, _, rest = response.partition(" ")
+        match verb:
+            case "good":
+                print("graders may print")
+                return GOOD
+            case "hang":
+                while True:
+                    pass
+            case "sleep":
+                time.sleep(float(rest))
+                return GOOD
+            case "memory":
+                return float(len([bytearray(1 << 24) for _ in range(1000)]))
+            case "exit":
+                os._exit(3)
+            case "segfault":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "recurse":
+                return self.grade(task, response)
+            case "regex":
+                return float(bool(re.match(r"(a+)+$", "a" * 64 + "b")))
+            case "eval":
+                return float(eval(rest))
+            case "return":
+                return eval(rest)
+        return 0.5, f"{len(response)} characters, ends with {response[-3:]!r}"
+
+    def gold(self, task: Task) -> str | None:
+        return None if task.reference == 0 else "good" if task.reference % 2 else "meagre"
+
+    def demonstration(self, task: Task) -> str | None:
+        return None
+
+
+def domains(**options):
+    source = f"{__name__}:Hostile"
+    return {"h": DomainConfig(tasks={"kind": "custom", "source": source, "options": options})}
+
+
+def ask(grader, *responses):
+    return grader.grade([(Hostile("h", 0).draw(i), response) for i, response in enumerate(responses)])
+
+
+def sample(index, response):
+    task = Hostile("h", 0).draw(index)
+    return Sample(task, np.arange(2), np.array([False, True]), np.zeros(1), response)
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with Grader(domains(), time_limit_s=0.6, memory_limit_gib=0.1) as grader:
+        yield grader
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("hang", "grader timed out after 0.6 s"),
+        ("sleep 60", "grader timed out after 0.6 s"),
+        ("regex", "grader timed out after 0.6 s"),
+        ("eval 99**88**77", "grader timed out after 0.6 s"),
+        ("memory", "grader ran out of memory"),
+        ("eval len('a' * 10**10)", "grader ran out of memory"),
+        ("exit", "grader crashed: exit code 3"),
+        ("eval exit()", "grader crashed: exit code 0"),
+        ("segfault", "grader crashed: signal SIGSEGV"),
+        ("recurse", "grader raised RecursionError: maximum recursion depth exceeded"),
+        ("eval 1/0", "grader raised ZeroDivisionError: division by zero"),
+        ("eval int('x' * 9999)", "grader raised ValueError: invalid literal"),
+        ("eval [][0]", "grader raised IndexError: list index out of range"),
+    ],
+)
+def test_an_answer_that_breaks_its_grader_gets_nothing_and_its_neighbours_their_due(grader, answer, reason):
+    start = time.monotonic()
+    before, broken, after = ask(grader, "good", answer, "good")
+    assert (before, after) == (GOOD, GOOD)
+    assert broken.reward == 0.0 and broken.reason.startswith(reason) and len(broken.reason) < 600
+    assert time.monotonic() - start < 8
+
+
+def test_breaking_answers_in_a_row_are_each_told_apart(grader):
+    grades = ask(grader, "exit", "memory", "good", "exit")
+    assert [grade.reward for grade in grades] == [0, 0, 1, 0]
+    assert [grade.reason.split()[1] for grade in grades] == ["crashed:", "ran", "done", "crashed:"]
+
+
+def test_slow_but_timely_answers_do_not_add_up_to_a_timeout(grader):
+    assert ask(grader, *["sleep 0.25"] * 3) == [GOOD] * 3
+
+
+def test_any_text_arrives_as_it_is(grader):
+    texts = ["", "\0", "a\0b", "\ud800", "\n\r\u2028", "😀" * 10, '{"reward": 1.0}\n']
+    assert [g.reason for g in ask(grader, *texts)] == [f"{len(t)} characters, ends with {t[-3:]!r}" for t in texts]
+
+
+def test_an_endless_answer_is_graded_by_its_end(grader):
+    grades = ask(grader, "x" * 10_000_000 + "end", "good", "y" * MAX_RESPONSE)
+    assert grades[0].reason == "1000000 characters, ends with 'end'"
+    assert grades[1] == GOOD and grades[2].reason == "1000000 characters, ends with 'yyy'"
+
+
+@pytest.mark.parametrize("value", ["1.5", "-0.1", "float('nan')", "float('inf')", "None", "'1'"])
+def test_a_reward_outside_zero_to_one_is_an_error_that_names_the_grader(grader, value):
+    with pytest.raises(GraderBug, match=rf"the grader of domain 'h' returned {re.escape(repr(eval(value)))}: "):
+        ask(grader, "good", f"return {value}", "good")
+    assert ask(grader, "good") == [GOOD]
+
+
+def test_submitted_samples_are_graded_in_place_and_in_order_while_we_do_something_else(grader):
+    samples = [sample(i, "good" if i % 3 else "x" * i) for i in range(700)]
+    start = time.monotonic()
+    grader.submit(samples[:1])
+    grader.submit(samples[1:])
+    assert time.monotonic() - start < 0.1
+    assert grader.collect() == samples
+    assert [s.reward for s in samples] == [1.0 if i % 3 else 0.5 for i in range(700)]
+    assert samples[3].reason == "3 characters, ends with 'xxx'"
+    assert grader.collect() == [] and grader.grade([]) == []
+
+
+def test_trivial_answers_are_graded_by_the_thousands_per_second(grader):
+    items = [(Hostile("h", 0).draw(i % 100), "x") for i in range(10_000)]
+    start = time.monotonic()
+    assert len(grader.grade(items)) == 10_000
+    assert time.monotonic() - start < 3  # some 40k/s on an idle core
+
+
+def test_an_unknown_domain_is_refused_before_anything_is_graded(grader):
+    with pytest.raises(ValueError, match="no grader for domain 'math': known are h"):
+        grader.submit([Sample(Task("", "math", ()), np.arange(1), np.zeros(1, bool), np.zeros(0))])
+
+
+def test_sources_that_cannot_be_built_are_reported_with_their_error():
+    with Grader(domains(fail=True)) as grader, pytest.raises(GradingError, match="OSError: no such data"):
+        ask(grader, "good")
+
+
+def processes():
+    """The ids of our children, zombies included."""
+    return " ".join(task.read_text() for task in Path("/proc/self/task").glob("*/children")).split()
+
+
+def test_closing_even_in_the_middle_leaves_no_process_behind():
+    before = processes()
+    with Grader(domains(), time_limit_s=60) as grader:
+        assert ask(grader, "good") == [GOOD]
+        assert len(processes()) == len(before) + 1
+        grader.submit([sample(0, "hang")])
+        time.sleep(0.1)
+    assert processes() == before
+    with pytest.raises(GradingError, match="closed"):
+        ask(grader, "good")
+    forgotten = Grader(domains())
+    ask(forgotten, "good")
+    del forgotten
+    gc.collect()
+    assert processes() == before
+
+
+def test_the_self_check_finds_golds_that_do_not_score_one_and_answers_that_score_for_nothing():
+    letters = {"kind": "letters", "task": "count", "min_length": 1, "max_length": 1}
+    reports = check_domains({**domains(), "ok": DomainConfig(tasks=letters)}, n=40)
+    bad, good = reports["h"], reports["ok"]
+    assert not bad.ok and (bad.drawn, bad.without_gold, bad.gold_right, bad.distinct) == (40, 1, 20, 40)
+    assert bad.failures[0] == "h/2: gold answer 'meagre' scores 0.5 (6 characters, ends with 'gre')"
+    assert (bad.constant, bad.constant_reward, bad.empty_reward) == ("good", 1.0, 0.5)
+    assert any("the empty answer earns 0.50" in warning for warning in bad.warnings)
+    assert good.ok and good.gold_right == 40 and good.empty_reward == 0.0
+    assert 0.5 <= good.constant_share == good.constant_reward < 0.8
+    assert "of the gold answers are" in good.warnings[0]
