@@ -5,15 +5,24 @@ Answers --help and configuration errors without importing torch. Everything heav
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from onepolicy.config import ConfigError, load_run
+from onepolicy.config import AnyRun
+from onepolicy.configfile import load_run
+from onepolicy.run import check_folder
 
+# Tracebacks are for us: plain, so that they can be searched and pasted.
 app = typer.Typer(
-    help="Many RL experts in, one policy out.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help="Many RL experts in, one policy out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 tasks_app = typer.Typer(help="Task sources: what can be asked and graded.", no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
@@ -28,27 +37,28 @@ def demo(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """From nothing to one policy on this machine's CPU: origin, three experts, student, table and report."""
-    from onepolicy.demo import demo as run_demo
+    with _resumable():
+        from onepolicy.demo import demo as run_demo
 
-    run_demo(output, seed)
+        run_demo(output, seed)
 
 
 @app.command()
 def run(config: Config, overrides: Overrides = None) -> None:
     """Run what a file describes, or resume it where it was stopped."""
-    loaded = load_run(_file(config), overrides or [])
-    from onepolicy.tasks import check_options
+    loaded = _load(config, overrides)
+    check_folder(loaded)
+    with _resumable():
+        from onepolicy.commands import run_and_report
 
-    check_options(loaded.domains)
-    from onepolicy.commands import run_and_report
-
-    run_and_report(loaded)
+        run_and_report(loaded)
 
 
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
     """Check a run before it starts: the file, the tasks' gold answers, the teachers. Writes nothing."""
-    loaded = load_run(_file(config), overrides or [])
+    loaded = _load(config, overrides)
+    check_folder(loaded)
     from onepolicy.commands import check_run
 
     if not check_run(loaded):
@@ -60,15 +70,15 @@ def evaluate(
     config: Config,
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option(help="a checkpoint; by default the run's own result")] = None,
-    n: Annotated[int, typer.Option(min=1, help="answers per question")] = 8,
+    n: Annotated[int | None, typer.Option(min=1, help="answers per question; by default 8, or 1 if greedy")] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="temperature 0 instead of 1")] = False,
     output: Annotated[Path | None, typer.Option(help="keep the evaluation as this JSON file")] = None,
 ) -> None:
     """avg@n of a checkpoint on the held-out tasks of a run's domains, with intervals."""
-    loaded = load_run(_file(config), overrides or [])
+    loaded = _load(config, overrides)
     from onepolicy.commands import evaluate_checkpoint
 
-    evaluate_checkpoint(loaded, model, n, 0.0 if greedy else 1.0, output)
+    evaluate_checkpoint(loaded, model, n or (1 if greedy else 8), 0.0 if greedy else 1.0, output)
 
 
 @app.command()
@@ -95,24 +105,36 @@ def check_tasks(
     n: Annotated[int, typer.Option(min=1, help="tasks to draw per domain")] = 100,
 ) -> None:
     """Grade every domain's own gold answers: each must score 1.0. Warns of tiny or lopsided question spaces."""
-    loaded = load_run(_file(config), overrides or [])
+    loaded = _load(config, overrides)
     from onepolicy.commands import check_domains
 
     if not check_domains(loaded, n):
         raise typer.Exit(1)
 
 
-def _file(config: Path) -> Path:
-    """A run folder stands for its own configuration."""
-    return config / "config.yaml" if config.is_dir() else config
+def _load(config: Path, overrides: list[str] | None) -> AnyRun:
+    """Everything that can be said about a configuration without torch."""
+    loaded = load_run(config, overrides or [])
+    from onepolicy.tasks import check_options
+
+    check_options(loaded.domains)
+    return loaded
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Ctrl-C ends with a hint instead of a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def main() -> None:
     """Bad input ends with its message alone (exit code 2); anything else is our bug and keeps its traceback."""
-    import sys
-
     try:
         app()
-    except (ConfigError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

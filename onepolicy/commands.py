@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from onepolicy import recipes
-from onepolicy.config import AnyRun, ConfigError, ModelConfig, MopdConfig
+from onepolicy.config import AnyRun, MopdConfig
 from onepolicy.engines.base import Sampling
 from onepolicy.engines.local import LocalEngine
 from onepolicy.engines.text import Renderer
 from onepolicy.evaluation import Evaluation, evaluate
 from onepolicy.models import load_model, pick_device
+from onepolicy.progress import hush_transformers
 from onepolicy.report.build import write_report
 from onepolicy.report.tables import Table, evaluation_table
 from onepolicy.run import write_atomic
@@ -23,6 +24,7 @@ from onepolicy.session import EVAL_SEED, Session
 from onepolicy.tasks.check import check_domains as check_tasks
 from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import Mixture
+from onepolicy.types import Sample
 
 console = Console()
 
@@ -62,31 +64,35 @@ def check_domains(config: AnyRun, n: int) -> bool:
 
 def check_run(config: AnyRun) -> bool:
     """Tasks, then the model, then the teachers; True when nothing is wrong. Works in a temporary folder."""
-    ok = check_domains(config, 50)
+    if not check_domains(config, 50):
+        return False
+    hush_transformers()
     with tempfile.TemporaryDirectory() as scratch:
         aside = config.model_copy(update={"output": Path(scratch) / "check"})
         if not isinstance(aside, MopdConfig):
             load_model(config.model, config.seed)
-            return ok
+            return True
         from onepolicy.preflight import check_teachers
 
         with Session(aside, aside.loss) as session:
             teachers = session.frozen({name: t.model for name, t in aside.teachers.items()}, aside.routes)
             reports = check_teachers(session, teachers, aside.check)
-    table = RichTable("domain", "teacher", "reverse KL (nats/token)", f"top-{config.check.overlap_k} overlap", "verdict")  # type: ignore[union-attr]
+    overlap = f"top-{aside.check.overlap_k} overlap"
+    table = RichTable("domain", "teacher", "reverse KL (nats/token)", overlap, "verdict")
     for report in reports:
         verdict = "[yellow]see warning" if report.warnings else "[green]fine"
         table.add_row(report.domain, report.teacher, f"{report.reverse_kl:.4f}", f"{report.overlap:.3f}", verdict)
     console.print(table)
-    return ok
+    return True
 
 
 def evaluate_checkpoint(
     config: AnyRun, model: str | None, n: int, temperature: float, output: Path | None
 ) -> Evaluation:
     """avg@n of `model` (default: the run's result) on the run's held-out tasks."""
-    checkpoint = ModelConfig(path=model or str(config.output / "model"), dtype=config.model.dtype)
+    checkpoint = config.model.model_copy(update={"path": model or str(config.output / "model"), "scratch": None})
     mixture = Mixture(config.domains, config.seed)
+    hush_transformers()
     torch.set_num_threads(config.threads)
     weights, tokenizer = load_model(checkpoint, device=pick_device(config.device))
     engine = LocalEngine(weights, Renderer(tokenizer, weights.generation_config), batch_size=config.rollout.batch_size)
@@ -95,13 +101,14 @@ def evaluate_checkpoint(
     tasks = [task for tasks in mixture.eval_tasks.values() for task in tasks]
     with Grader(config.domains) as grader:
 
-        def grade(samples: list) -> None:  # type: ignore[type-arg]
+        def grade(samples: list[Sample]) -> None:
             grader.submit(samples)
             grader.collect()
 
         result = evaluate(engine, tasks, grade, n, sampling, EVAL_SEED)
     print_table(evaluation_table(str(checkpoint.path), result))
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(output, result.to_json())
     return result
 

@@ -1,20 +1,15 @@
-"""What a run is, as pydantic models: read from YAML, overridden by `key.sub=value`, checked before anything runs.
+"""What a run is, as pydantic models, checked before anything runs. `configfile.py` reads them from YAML.
 
 Defaults are the vetted setting. Unknown keys are errors with a suggestion; nonsense is refused here, and the message
 names the fix. No torch here, so that a wrong file is answered at once.
-
-    load_run("run.yaml", ["optim.learning_rate=1e-5", "teachers.math=/models/math"])
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,47 +19,17 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
-    ValidatorFunctionWrapHandler,
     model_validator,
 )
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-
-class ConfigError(ValueError):
-    """The configuration is wrong; the message lists every fault with its place and the fix."""
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """A suggestion for a misspelt name: the closest known one, else all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
-
-
-class Strict(BaseModel):
-    """Base of every config class: immutable, and an unknown key is an error with a suggestion."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _suggest_known_keys(cls, data: Any, handler: ValidatorFunctionWrapHandler) -> Self:
-        try:
-            return handler(data)
-        except ValidationError as error:
-            # Here the class is known, and with it the keys to suggest; the same faults go on, in better words.
-            faults = [
-                InitErrorDetails(
-                    type=PydanticCustomError(fault["type"], cls._worded(fault)), loc=fault["loc"], input=fault["input"]
-                )
-                for fault in error.errors()
-            ]
-            raise ValidationError.from_exception_data(cls.__name__, faults) from None
-
-    @classmethod
-    def _worded(cls, fault: ErrorDetails) -> str:
-        if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
-            return f"unknown key: {did_you_mean(str(fault['loc'][0]), list(cls.model_fields))}"
-        return fault["msg"]
+from onepolicy.lossconfig import DistillConfig as DistillConfig  # seen from outside, all of it is `onepolicy.config`
+from onepolicy.lossconfig import ImportanceConfig as ImportanceConfig
+from onepolicy.lossconfig import LossConfig as LossConfig
+from onepolicy.lossconfig import PolicyConfig as PolicyConfig
+from onepolicy.strict import ConfigError as ConfigError
+from onepolicy.strict import Strict as Strict
+from onepolicy.strict import did_you_mean as did_you_mean
+from onepolicy.strict import fault_line as fault_line
 
 
 class ScratchConfig(Strict):
@@ -75,7 +40,7 @@ class ScratchConfig(Strict):
 
 
 class ModelConfig(Strict):
-    """A checkpoint (folder or hub id), or `scratch`. `float32` or, on a GPU, `bfloat16` compute over float32 weights."""
+    """A checkpoint (folder or hub id), or `scratch`. Compute is float32 or bfloat16 (GPU), over float32 weights."""
 
     path: str | None = None
     revision: str | None = None
@@ -125,6 +90,12 @@ class TeacherConfig(Strict):
     @classmethod
     def _from_path(cls, data: Any) -> Any:
         return {"model": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _is_a_checkpoint(self) -> Self:
+        if self.model.path is None:
+            raise ValueError("a teacher is a checkpoint: give its `path`, not `scratch`")
+        return self
 
 
 class RolloutConfig(Strict):
@@ -176,94 +147,6 @@ class CheckpointConfig(Strict):
     keep: PositiveInt = 2
 
 
-class PolicyConfig(Strict):
-    """The policy-gradient loss. `dual_clip` bounds negative advantages at large ratios (None: off)."""
-
-    kind: Literal["ppo", "cispo", "reinforce", "gspo"] = "ppo"
-    clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
-    clip_high: NonNegativeFloat = 0.28
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-
-    @model_validator(mode="after")
-    def _dual_clip_belongs_to_ppo(self) -> Self:
-        if self.dual_clip is not None and self.kind != "ppo":
-            raise ValueError(f"dual_clip={self.dual_clip} belongs to kind ppo, not {self.kind}: remove it")
-        return self
-
-
-class ImportanceConfig(Strict):
-    """Weights between the engine that wrote a token and the learner (MiMo-V2-Flash §4.4).
-
-    `gate` zeroes a token whose ratio leaves [low, high]; `truncate` caps the ratio at `high`.
-    """
-
-    mode: Literal["off", "gate", "truncate"] = "gate"
-    low: NonNegativeFloat = 0.5
-    high: PositiveFloat = 2.0
-
-    @model_validator(mode="after")
-    def _brackets_one(self) -> Self:
-        if self.mode != "off" and not self.low <= 1 <= self.high:
-            raise ValueError(f"low={self.low} and high={self.high} must bracket 1, the ratio of equal engines")
-        return self
-
-
-class DistillConfig(Strict):
-    """What "move the student towards the teacher" means, per token (MOPD Eq. 1-5).
-
-    estimator  sampled  the teacher's and student's log-probs of the sampled token; as an advantage (Eq. 3-4)
-               k2, k3   Schulman's estimators on the sampled token, differentiated; k3's gradient is *forward* KL's
-               topk     over the teacher's k most likely tokens (Eq. 5)
-               full     over the whole vocabulary (Eq. 1)
-    transform  of the sampled signal: clip to ±max_signal, log_compress, power (PowerOPD), none
-    """
-
-    estimator: Literal["sampled", "k1", "k2", "k3", "topk", "full"] = "sampled"
-    apply: Literal["advantage", "loss"] | None = None
-    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
-    k: PositiveInt = 64
-    topk: Literal["corrected", "uncorrected", "renormalised", "tail"] = "corrected"
-    jsd_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    transform: Literal["clip", "log_compress", "power", "none"] = "clip"
-    max_signal: PositiveFloat = 5.0
-    power: PositiveFloat = 5.0
-    refresh: bool = Field(True, description="at each of several inner updates, use the student's current log-probs")
-
-    @model_validator(mode="after")
-    def _refuse_what_cannot_work(self) -> Self:
-        estimator = self.estimator
-        if estimator == "k1" or (estimator == "sampled" and self.apply == "loss"):
-            raise ValueError(
-                "k1 (the sampled log-ratio) as a direct loss has zero expected gradient and never sees the teacher: "
-                "use estimator: sampled with apply: advantage, or estimator: k2"
-            )
-        if estimator in ("topk", "full") and self.apply == "advantage":
-            raise ValueError(
-                f"a {estimator} divergence collapsed to a scalar advantage on the sampled token carries no useful "
-                "gradient: use apply: loss, or estimator: sampled"
-            )
-        if estimator in ("k2", "k3") and self.apply == "advantage":
-            raise ValueError(f"{estimator} is differentiated, it is no advantage: use apply: loss, or sampled")
-        if estimator == "topk" and self.topk == "renormalised" and self.k == 1:
-            raise ValueError("renormalised top-k with k = 1 is identically 0: use k > 1 or topk: corrected")
-        if self.divergence != "reverse_kl" and estimator in ("sampled", "k2", "k3"):
-            raise ValueError(f"divergence {self.divergence} needs estimator: topk or full, not {estimator}")
-        if self.divergence == "jsd" and estimator == "topk":
-            raise ValueError("jsd needs the whole vocabulary: use estimator: full")
-        if self.divergence == "forward_kl" and estimator == "topk" and self.topk != "corrected":
-            raise ValueError(f"forward_kl over the teacher's top-k has one form: drop topk: {self.topk}")
-        return self
-
-
-class LossConfig(Strict):
-    """How one step turns annotations into a number. `sequence`: mean over tokens, then over sequences."""
-
-    reduction: Literal["sequence", "token"] = "sequence"
-    policy: PolicyConfig = PolicyConfig()
-    distill: DistillConfig = DistillConfig()
-    importance: ImportanceConfig = ImportanceConfig()
-
-
 class ScheduleConfig(Strict):
     """A weight that goes linearly from `start` to `end` over `steps`; a plain number stays as it is."""
 
@@ -278,6 +161,10 @@ class ScheduleConfig(Strict):
 
     def at(self, step: int) -> float:
         return self.start + (self.end - self.start) * min(1.0, step / self.steps)
+
+    @property
+    def largest(self) -> float:
+        return max(self.start, self.end)
 
 
 class RunConfig(Strict):
@@ -307,7 +194,7 @@ class RlvrConfig(RunConfig):
     """Stage 2: one expert, by reinforcement learning from verifiable rewards."""
 
     recipe: Literal["rlvr"] = "rlvr"
-    loss: LossConfig = LossConfig(distill=DistillConfig(estimator="k2"))
+    loss: LossConfig = LossConfig()
     advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = "grpo"
     max_draws: PositiveInt = Field(1, description="dynamic sampling: draw up to this many batches to fill one")
     overlong: Literal["keep", "mask"] = Field("keep", description="train on truncated responses, or mask them")
@@ -319,6 +206,21 @@ class RlvrConfig(RunConfig):
         if self.rollout.n == 1:
             raise ValueError("rollout.n is 1: a group of one has no baseline and its advantage is 0; use n >= 2")
         return self
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        if self.reference_kl > 0 and self.model.path is None:
+            raise ValueError("reference_kl > 0 needs a starting model with a `path`: one from scratch is no reference")
+        _updates_fit(self.inner_updates, self.rollout)
+        return self
+
+
+def _updates_fit(inner_updates: int, rollout: RolloutConfig) -> None:
+    if inner_updates > rollout.prompts:
+        raise ValueError(
+            f"inner_updates is {inner_updates}, but rollout.prompts only {rollout.prompts}: each update needs at least "
+            "one prompt; lower inner_updates or raise rollout.prompts"
+        )
 
 
 class MopdRolloutConfig(RolloutConfig):
@@ -374,67 +276,31 @@ class MopdConfig(RunConfig):
         missing = [domain for domain in self.domains if domain not in routes]
         if missing:
             raise ValueError(f"no teacher for {', '.join(missing)}: add the domain to a teacher's `domains`")
-        if self.rollout.n == 1 and max(self.outcome_weight.start, self.outcome_weight.end) > 0:
+        return self
+
+    @model_validator(mode="after")
+    def _weights_mean_something(self) -> Self:
+        if self.rollout.n == 1 and self.outcome_weight.largest > 0:
             raise ValueError(
                 "outcome_weight > 0 with rollout.n 1: a group of one has no baseline, so the outcome term is 0; "
                 "use rollout.n >= 2, or outcome_weight 0"
             )
+        if self.distill_weight.largest == 0 and self.outcome_weight.largest == 0:
+            raise ValueError("distill_weight and outcome_weight are both 0, so nothing trains: raise one of them")
+        _updates_fit(self.inner_updates, self.rollout)
         return self
 
 
-AnyRun = Annotated[SftConfig | RlvrConfig | MopdConfig, Field(discriminator="recipe")]
-RECIPES: dict[str, type[RunConfig]] = {"sft": SftConfig, "rlvr": RlvrConfig, "mopd": MopdConfig}
+AnyRun = SftConfig | RlvrConfig | MopdConfig
+RECIPES: dict[str, type[AnyRun]] = {"sft": SftConfig, "rlvr": RlvrConfig, "mopd": MopdConfig}
 
 
-def set_dotted(data: dict[str, Any], override: str) -> None:
-    """Apply one `a.b.c=value` to nested dicts; the value is read as YAML. Raises ConfigError on a bad form."""
-    path, equals, value = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"override {override!r} is not of the form key.sub=value")
-    *parents, last = path.split(".")
-    for key in parents:
-        inner = data.setdefault(key, {})
-        if isinstance(inner, str) and key in ("model", "tasks"):
-            inner = data[key] = {"path": inner}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"override {override!r}: {key!r} holds {inner!r}, which has no keys")
-        data = inner
-    data[last] = yaml.safe_load(value)
-
-
-def parse_run(data: Mapping[str, Any]) -> SftConfig | RlvrConfig | MopdConfig:
-    """Validate a run. Raises ConfigError that lists every fault with its place."""
+def parse_run(data: Mapping[str, Any]) -> AnyRun:
+    """Validate a run. Raises ConfigError that lists every fault, one a line, each with its place."""
     recipe = data.get("recipe")
-    if recipe not in RECIPES:
-        hint = did_you_mean(str(recipe), list(RECIPES))
-        raise ConfigError(f"recipe: {recipe!r} is not a recipe: {hint}")
+    if not isinstance(recipe, str) or recipe not in RECIPES:
+        raise ConfigError(f"recipe: {recipe!r} is not a recipe: {did_you_mean(str(recipe), list(RECIPES))}")
     try:
-        return TypeAdapter(AnyRun).validate_python(dict(data))
+        return RECIPES[recipe].model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
-
-
-def load_run(path: str | Path, overrides: Sequence[str] = ()) -> SftConfig | RlvrConfig | MopdConfig:
-    """Read a YAML file, apply dotted overrides and validate. Relative paths stay relative to the working folder."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"no such file: {path}")
-    try:
-        data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds no mapping at its top level")
-    for override in overrides:
-        set_dotted(data, override)
-    return parse_run(data)
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for fault in error.errors():
-        place = ".".join(str(part) for part in fault["loc"] if part not in RECIPES) or "the run"
-        message = fault["msg"].removeprefix("Value error, ")
-        given = "" if fault["type"] in ("value_error", "missing") else f" (got {fault['input']!r})"
-        lines.append(f"{place}: {message}{given}")
-    return "\n".join(lines)
+        raise ConfigError("\n".join(fault_line(fault) for fault in error.errors())) from None

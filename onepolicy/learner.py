@@ -4,33 +4,74 @@
 
 The coefficients (which token counts how much, and the denominators) are computed once over the global batch in
 objectives/reduce.py, so that the split into micro-batches cannot change the gradient.
+
+Within a micro-batch the backbone runs once. The head goes over chunks of its tokens, and each chunk's loss goes
+backward at once, into the head's weights and the chunk's hidden states; these gradients then go through the backbone
+together. So [N, V] never exists, and nothing is computed twice.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from onepolicy.config import LossConfig, OptimConfig
-from onepolicy.engines.forward import Divergence, live_head, plan_batches, predicting_states, score_samples, token_stats
+from onepolicy.engines.forward import (
+    TokenStats,
+    live_head,
+    plan_batches,
+    predicting_states,
+    score_samples,
+    token_chunks,
+    token_stats,
+)
 from onepolicy.meter import Meter
 from onepolicy.models import save_model
 from onepolicy.objectives import distill, importance, policy, reduce
 from onepolicy.types import Array, Sample, TokenScores, Want
 
+Divergence = Callable[[slice, Tensor], Tensor]  # (chunk of N, student log-probs [C, V]) → [C]
 COMPONENTS = ("pg", "distill", "ce")
+COUNTED_WHERE = {  # metric → the component whose tokens it is a mean over; all tokens else
+    "clipped": "pg",
+    "reverse_kl": "distill",
+    "signal": "distill",
+    "cross_entropy": "ce",
+    "gated": "policy",
+    "engine_gap": "policy",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a micro-batch's tokens carry, on the N axis. `where`: which of them count for a component."""
+
+    used: list[str]
+    coefficient: dict[str, Tensor]
+    where: dict[str, Tensor]
+    engine_N: Tensor
+    old_N: Tensor | None
+    advantages_N: Tensor
+    teacher_N: Tensor
+    segments_N: Tensor
+    domain_N: Tensor
 
 
 class Learner:
-    """Owns the weights, the optimizer and the step count. `temperature` is that of the rollouts it learns from."""
+    """Owns the weights, the optimizer and the step count. `temperature` is that of the rollouts it learns from.
+
+    `version` counts steps, those included that were skipped or had nothing to learn from; the learning rate follows
+    it, and reaches its end after `total_steps`. Dropout is switched off: the learner must be the policy that wrote.
+    """
 
     def __init__(
         self,
@@ -44,20 +85,21 @@ class Learner:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model, self.tokenizer, self.optim, self.loss = model, tokenizer, optim, loss
-        self.temperature, self.dtype = temperature, dtype
+        self.temperature, self.total_steps, self.dtype = temperature, total_steps, dtype
         self.head = live_head(model)
         self.version = 0
         self.skipped = 0
+        _disable_dropout(model)
         if optim.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        decayed = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay}
-        plain = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}  # norms and biases
-        self.parameters = parameters
+            # the old name, the only one before transformers 5.20 or so, warns in those that have the new one
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        decayed = {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": optim.weight_decay}
+        plain = {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0}  # norms and biases
         self.optimizer = torch.optim.AdamW(
             [decayed, plain], lr=optim.learning_rate, betas=(optim.beta1, optim.beta2), fused=True
         )
-        self.schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(optim, step, total_steps))
 
     @property
     def device(self) -> torch.device:
@@ -66,26 +108,23 @@ class Learner:
     def step(self, samples: Sequence[Sample]) -> dict[str, float]:
         """One optimizer update from all the samples. Returns what happened, per domain where that makes sense.
 
-        A non-finite loss or gradient skips the update and is counted (`skipped`). Samples that carry no weight, or
-        that the policy left empty, cost nothing.
+        A non-finite gradient skips the update and is counted (`skipped`). Samples that carry no weight, or that the
+        policy left empty, cost nothing. Raises ValueError for a sample whose weights ask for what it does not carry.
         """
         coefficients = self._coefficients(samples)
         active = [i for i, s in enumerate(samples) if any(coefficients[c][i].any() for c in COMPONENTS)]
-        meter = Meter()
+        learnt = [samples[i] for i in active]
+        _check_annotations(learnt)
+        batches = plan_batches([len(s.token_ids_T) for s in learnt], self.optim.tokens_per_batch, _kinds(learnt))
+        meter = Meter(sorted({s.task.domain for s in samples}))
+        self._count_unscored(samples, meter)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in plan_batches(
-            [len(samples[i].token_ids_T) for i in active],
-            self.optim.tokens_per_batch,
-            [_head_key(samples[i]) for i in active],
-        ):
+        for batch in batches:
             rows = [active[j] for j in batch]
             flat = {c: self._flat([coefficients[c][i] for i in rows]) for c in COMPONENTS}
-            loss = self._loss([samples[i] for i in rows], flat, meter)
-            loss.backward()
-            meter.add_scalar("loss", loss.item())
-        meter.scalars |= self._update() if active else {"grad_norm": 0.0}
-        meter.scalars["skipped"] = self.skipped
+            meter.add_scalar("loss", self._backward([samples[i] for i in rows], flat, meter))
+        meter.scalars |= self._update()
         return meter.summary()
 
     def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
@@ -106,11 +145,10 @@ class Learner:
         save_model(self.model, self.tokenizer, folder, card)
 
     def state(self) -> dict[str, Any]:
-        """Everything that `restore` needs to go on bit-identically."""
+        """All that `restore` needs to go on bit-identically. Live tensors: write them out before the next step."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "version": self.version,
             "skipped": self.skipped,
         }
@@ -118,75 +156,101 @@ class Learner:
     def restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
         self.version, self.skipped = state["version"], state["skipped"]
 
     # -- one micro-batch -------------------------------------------------------------------------------------------
 
-    def _loss(self, samples: Sequence[Sample], coefficient: dict[str, Tensor], meter: Meter) -> Tensor:
-        """Σ_component Σ_token over one micro-batch; a scalar that is differentiable even when nothing is left."""
-        distilled = bool(coefficient["distill"].any())
-        divergence = self._divergence(samples) if distilled else None
+    def _backward(self, samples: Sequence[Sample], coefficient: dict[str, Tensor], meter: Meter) -> float:
+        """Add the gradient of one micro-batch, all of whose samples are of one kind (see _kinds). Returns its loss."""
+        tokens = self._tokens(samples, coefficient, meter)
+        divergence = self._divergence(samples) if "distill" in tokens.used else None
         with self._autocast():
             hidden_NH, tokens_N = predicting_states(self.model, samples)
-            stats = token_stats(self.head, hidden_NH, tokens_N, self.temperature, divergence)
-        logprobs_N = stats.logprobs_N
-        current_N = logprobs_N.detach()
-        engine_N = self._flat([s.logprobs_R for s in samples])
-        old_N = self._flat([s.old_logprobs_R for s in samples]) if _all_have_old(samples) else current_N
-        weights_N, gated_N = importance.importance_weights(self.loss.importance, old_N - engine_N)
-        segments_N = torch.repeat_interleave(
-            torch.arange(len(samples), device=self.device), torch.tensor([s.length for s in samples], device=self.device)
-        )
-        domains = [s.task.domain for s in samples for _ in range(s.length)]
-        meter.add("entropy", stats.entropy_N, domains)
-        total = logprobs_N.sum() * 0.0
-
-        if coefficient["pg"].any():
-            advantages_N = self._flat([_or_zeros(s.advantages_R, s) for s in samples])
-            loss_N, clipped_N = policy.policy_loss(self.loss.policy, logprobs_N, old_N, advantages_N, segments_N)
-            total = total + reduce.weighted_sum(coefficient["pg"], weights_N * loss_N)
-            meter.add("clipped", clipped_N, domains)
-        if distilled:
-            config = self.loss.distill
-            teacher_N = self._flat([_teacher_logprobs(s) for s in samples])
-            signal_N = distill.signal(config, teacher_N, current_N if config.refresh else old_N)
-            if stats.divergence_N is not None:
-                loss_N = stats.divergence_N
-            elif config.estimator == "sampled":
-                loss_N, _ = policy.policy_loss(self.loss.policy, logprobs_N, old_N, signal_N, segments_N)
-            else:
-                loss_N = distill.sampled_loss(config, logprobs_N, teacher_N)
-            total = total + reduce.weighted_sum(coefficient["distill"], weights_N * loss_N)
-            taught = coefficient["distill"] > 0
-            meter.add("reverse_kl", current_N - teacher_N, domains, taught)
-            meter.add("signal", signal_N.abs(), domains, taught)
-            meter.add("unscored", ~teacher_N.isfinite(), domains)
-        if coefficient["ce"].any():
-            total = total - reduce.weighted_sum(coefficient["ce"], logprobs_N)
-            meter.add("cross_entropy", -current_N, domains)
-        else:
-            meter.add("gated", gated_N, domains)
-            meter.add("engine_gap", (current_N - engine_N).abs(), domains)
+        # GSPO's ratio is a mean over the sample, so that its chunks must be of whole samples, at whatever length
+        whole = self.loss.policy.kind == "gspo"
+        total, seen, gradients = 0.0, list[dict[str, Tensor]](), list[Tensor]()
+        for chunk in token_chunks(self.head, [s.length for s in samples], whole):
+            hidden_CH = hidden_NH[chunk].detach().requires_grad_()
+            divergence_C = partial(divergence, chunk) if divergence else None
+            with self._autocast():
+                stats = token_stats(self.head, hidden_CH, tokens_N[chunk], self.temperature, divergence_C)
+            loss, values = self._loss(stats, tokens, chunk)
+            loss.backward()
+            assert hidden_CH.grad is not None, "a micro-batch of samples that count must have a gradient"
+            total += loss.item()
+            seen.append(values)
+            gradients.append(hidden_CH.grad)
+        hidden_NH.backward(torch.cat(gradients))
+        for name, parts in zip(seen[0], zip(*(values.values() for values in seen), strict=True), strict=True):
+            where_N = tokens.where.get(COUNTED_WHERE.get(name, ""))
+            meter.add(name, torch.cat(parts), tokens.domain_N, where_N)
         return total
 
+    def _loss(self, stats: TokenStats, tokens: Tokens, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """Σ_component Σ_token over one chunk, and the values per token that the meter is to see."""
+        logprobs_C, current_C = stats.logprobs_C, stats.logprobs_C.detach()
+        engine_C, segments_C = tokens.engine_N[chunk], tokens.segments_N[chunk]
+        old_C = current_C if tokens.old_N is None else tokens.old_N[chunk]
+        coefficient = {component: tokens.coefficient[component][chunk] for component in tokens.used}
+        weights_C, gated_C = importance.importance_weights(self.loss.importance, old_C - engine_C)
+        seen: dict[str, Tensor] = {"entropy": stats.entropy_C}
+        terms: list[Tensor] = []
+        if "pg" in tokens.used:
+            loss_C, seen["clipped"] = policy.policy_loss(
+                self.loss.policy, logprobs_C, old_C, tokens.advantages_N[chunk], segments_C
+            )
+            terms.append(reduce.weighted_sum(coefficient["pg"], weights_C * loss_C))
+        if "distill" in tokens.used:
+            config, teacher_C = self.loss.distill, tokens.teacher_N[chunk]
+            signal_C = distill.signal(config, teacher_C, current_C if config.refresh else old_C)
+            if stats.divergence_C is not None:
+                loss_C = stats.divergence_C
+            elif config.estimator == "sampled":
+                loss_C, _ = policy.policy_loss(self.loss.policy, logprobs_C, old_C, signal_C, segments_C)
+            else:
+                loss_C = distill.sampled_loss(config, logprobs_C, teacher_C)
+            terms.append(reduce.weighted_sum(coefficient["distill"], weights_C * loss_C))
+            seen |= {"reverse_kl": current_C - teacher_C, "signal": signal_C.abs()}
+        if "ce" in tokens.used:
+            terms.append(-reduce.weighted_sum(coefficient["ce"], logprobs_C))
+            seen["cross_entropy"] = -current_C
+        if "pg" in tokens.used or "distill" in tokens.used:
+            seen |= {"gated": gated_C, "engine_gap": (current_C - engine_C).abs()}
+        return torch.stack(terms).sum(), seen
+
+    def _tokens(self, samples: Sequence[Sample], coefficient: dict[str, Tensor], meter: Meter) -> Tokens:
+        lengths = [s.length for s in samples]
+        where = {component: coefficient_N != 0 for component, coefficient_N in coefficient.items()}
+        domains = [meter.domains.index(s.task.domain) for s in samples]
+        return Tokens(
+            used=[component for component, where_N in where.items() if where_N.any()],
+            coefficient=coefficient,
+            where=where | {"policy": where["pg"] | where["distill"]},
+            engine_N=self._flat([s.logprobs_R for s in samples]),
+            old_N=self._flat([s.old_logprobs_R for s in samples]) if _all_have_old(samples) else None,
+            advantages_N=self._flat([_or_zeros(s.advantages_R, s) for s in samples]),
+            teacher_N=self._flat([_teacher_logprobs(s) for s in samples]),
+            segments_N=torch.from_numpy(np.repeat(np.arange(len(samples)), lengths)).to(self.device),
+            domain_N=torch.from_numpy(np.repeat(domains, lengths)).to(self.device),
+        )
+
     def _divergence(self, samples: Sequence[Sample]) -> Divergence | None:
-        """The per-token divergence to the teacher that `token_stats` evaluates chunk by chunk, if one is configured."""
+        """(a chunk, the student's log-probs there) → its divergence to the teacher, if one is configured."""
         config = self.loss.distill
         scores = [s.teacher for s in samples]
         if config.estimator == "topk":
-            ids_NK = self._flat([_needed(x, "topk_ids_RK") for x in scores]).long()
+            ids_NK = self._flat([_needed(x, "topk_ids_RK") for x in scores], np.int64)
             teacher_NK = self._flat([_needed(x, "topk_logprobs_RK") for x in scores])
-            return lambda logprobs_CV, chunk: distill.topk_divergence(
+            return lambda chunk, logprobs_CV: distill.topk_divergence(
                 config, logprobs_CV.gather(-1, ids_NK[chunk]), teacher_NK[chunk]
             )
         if config.estimator == "full":
             hidden_NH = self._flat([_needed(x, "hidden_RH") for x in scores])
-            head = scores[0].head  # type: ignore[union-attr]  # one head a micro-batch, see _head_key
+            head = scores[0].head  # type: ignore[union-attr]  # one head a micro-batch, see _kinds
 
-            def full(logprobs_CV: Tensor, chunk: slice) -> Tensor:
+            def full(chunk: slice, logprobs_CV: Tensor) -> Tensor:
                 with torch.no_grad():
-                    teacher_CV = torch.log_softmax(head.logits(hidden_NH[chunk]) / self.temperature, dim=-1)
+                    teacher_CV = head.logprobs(hidden_NH[chunk], self.temperature)
                 if teacher_CV.shape[-1] < logprobs_CV.shape[-1]:  # the student's vocabulary is padded further
                     logprobs_CV = torch.log_softmax(logprobs_CV[:, : teacher_CV.shape[-1]], dim=-1)
                 return distill.divergence(config, logprobs_CV, teacher_CV)
@@ -209,19 +273,28 @@ class Learner:
             for component in COMPONENTS
         }
 
+    def _count_unscored(self, samples: Sequence[Sample], meter: Meter) -> None:
+        """The share of tokens that a teacher was to score and did not."""
+        taught = [s for s in samples if s.weights.distill and s.length]
+        if taught:
+            unscored_N = torch.from_numpy(~np.isfinite(np.concatenate([_teacher_logprobs(s) for s in taught])))
+            domains = [meter.domains.index(s.task.domain) for s in taught]
+            meter.add("unscored", unscored_N, torch.from_numpy(np.repeat(domains, [s.length for s in taught])))
+
     def _update(self) -> dict[str, float]:
+        rate = self.optim.learning_rate * learning_rate_factor(self.optim, self.version, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_norm).item()
-        used = self.schedule.get_last_lr()[0]
         if math.isfinite(norm):
-            self.optimizer.step()
+            self.optimizer.step()  # leaves parameters alone that have no gradient, as after an empty batch
         else:
             self.skipped += 1
-        self.schedule.step()
         self.version += 1
-        return {"grad_norm": norm, "learning_rate": used}
+        return {"grad_norm": norm, "learning_rate": rate, "skipped": float(self.skipped)}
 
-    def _flat(self, arrays: Sequence[Any]) -> Tensor:
-        return torch.from_numpy(np.concatenate(arrays).astype(np.float32, copy=False)).to(self.device)
+    def _flat(self, arrays: Sequence[Any], dtype: type = np.float32) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays).astype(dtype, copy=False)).to(self.device)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
@@ -237,6 +310,33 @@ def learning_rate_factor(optim: OptimConfig, step: int, total_steps: int) -> flo
     ]
 
 
+def _disable_dropout(model: PreTrainedModel) -> None:
+    """Modules keep their rate as `p`, or as a plain number that they hand to the attention function."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or isinstance(module, torch.nn.Dropout)):
+                setattr(module, name, 0.0)
+
+
+def _check_annotations(samples: Sequence[Sample]) -> None:
+    for sample in samples:
+        if sample.weights.distill and sample.teacher is None:
+            raise ValueError(f"the sample of task {sample.task.id!r} has a distill weight and no teacher's scores")
+        if sample.weights.pg and sample.advantages_R is None:
+            raise ValueError(f"the sample of task {sample.task.id!r} has a pg weight and no advantages")
+
+
+def _kinds(samples: Sequence[Sample]) -> list[int]:
+    """Numbers of samples that may share a micro-batch: untaught, taught by one whole head, or by top-k of one width."""
+    numbers: dict[Any, int] = {}
+    kinds: list[Any] = []
+    for sample in samples:
+        scores = sample.teacher if sample.weights.distill else None
+        width = -1 if scores is None or scores.topk_ids_RK is None else scores.topk_ids_RK.shape[1]
+        kinds.append((scores is not None, id(scores.head) if scores and scores.head else None, width))
+    return [numbers.setdefault(kind, len(numbers)) for kind in kinds]  # in order of appearance: ids are not stable
+
+
 def _teacher_logprobs(sample: Sample) -> Array:
     return sample.teacher.logprobs_R if sample.teacher is not None else np.zeros(sample.length, dtype=np.float32)
 
@@ -249,12 +349,6 @@ def _all_have_old(samples: Sequence[Sample]) -> bool:
     have = [s.old_logprobs_R is not None for s in samples]
     assert all(have) or not any(have), "either all samples of a step carry old_logprobs_R or none"
     return all(have) and bool(have)
-
-
-def _head_key(sample: Sample) -> str:
-    """Samples whose teachers score over the full vocabulary share a micro-batch only with those of the same teacher."""
-    full = sample.teacher is not None and sample.teacher.head is not None
-    return sample.teacher.source if full and sample.teacher else ""
 
 
 def _needed(scores: TokenScores | None, field: str) -> Array:

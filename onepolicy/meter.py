@@ -5,44 +5,53 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
-
-from onepolicy.types import Array
 
 TAILED = ("signal",)  # reported with p99 and maximum too: an unbounded log-ratio hides behind a mean
 
 
 class Meter:
-    """Collects per-token values; `summary` has `name` for all tokens and `name/domain` for each domain's."""
+    """Collects per-token values; `summary` has `name` for all tokens and `name/domain` for each domain's.
 
-    def __init__(self) -> None:
+    A token's domain is an index into `domains`. Values that are not finite are left out.
+    """
+
+    def __init__(self, domains: Sequence[str]) -> None:
+        self.domains = domains
         self.scalars: dict[str, float] = {}
-        self.values: dict[str, list[Array]] = {}
+        self.sums: dict[str, Tensor] = {}  # [2, D]: Σ value and number of values per domain
+        self.tails: dict[str, list[tuple[Tensor, Tensor]]] = {}  # values and their domains
 
     def add_scalar(self, name: str, value: float) -> None:
         self.scalars[name] = self.scalars.get(name, 0.0) + value
 
-    def add(self, name: str, values_N: Tensor, domains: Sequence[str], where_N: Tensor | None = None) -> None:
+    def add(self, name: str, values_N: Tensor, domain_N: Tensor, where_N: Tensor | None = None) -> None:
         """Add one value per token; `where_N` leaves tokens out."""
-        values = values_N.detach().float().cpu().numpy()
-        labels = np.asarray(domains)
-        if where_N is not None:
-            keep = where_N.cpu().numpy()
-            values, labels = values[keep], labels[keep]
-        for domain in np.unique(labels):
-            self.values.setdefault(f"{name}/{domain}", []).append(values[labels == domain])
+        values_N = values_N.detach().float()
+        kept_N = values_N.isfinite() if where_N is None else values_N.isfinite() & where_N
+        pair_2N = torch.stack([values_N.masked_fill(~kept_N, 0.0), kept_N.float()])
+        zeros_2D = torch.zeros(2, len(self.domains), device=pair_2N.device)
+        sums_2D = zeros_2D.index_add(1, domain_N, pair_2N)
+        self.sums[name] = self.sums[name] + sums_2D if name in self.sums else sums_2D
+        if name in TAILED:
+            self.tails.setdefault(name, []).append((values_N[kept_N], domain_N[kept_N]))
 
     def summary(self) -> dict[str, float]:
         result = dict(self.scalars)
-        totals: dict[str, list[Array]] = {}
-        for key, parts in self.values.items():
-            values = np.concatenate(parts)
-            name, _, domain = key.partition("/")
-            totals.setdefault(name, []).append(values)
-            result[key] = float(values.mean())
-            if name in TAILED:
-                result[f"{name}_p99/{domain}"] = float(np.quantile(values, 0.99))
-                result[f"{name}_max/{domain}"] = float(values.max())
-        for name, arrays in totals.items():
-            result[name] = float(np.concatenate(arrays).mean())
+        for name, sums_2D in self.sums.items():
+            totals_D, counts_D = sums_2D.tolist()
+            if not sum(counts_D):
+                continue
+            result[name] = sum(totals_D) / sum(counts_D)
+            for domain, total, count in zip(self.domains, totals_D, counts_D, strict=True):
+                if count:
+                    result[f"{name}/{domain}"] = total / count
+        for name, parts in self.tails.items():
+            values_N, domain_N = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+            for d, domain in enumerate(self.domains):
+                mine = values_N[domain_N == d].numpy()
+                if len(mine):
+                    result[f"{name}_p99/{domain}"] = float(np.quantile(mine, 0.99))
+                    result[f"{name}_max/{domain}"] = float(mine.max())
         return result

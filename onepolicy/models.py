@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from onepolicy.config import ModelConfig
@@ -25,8 +27,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    _exists(config)
-    return AutoTokenizer.from_pretrained(config.path, revision=config.revision)
+    return AutoTokenizer.from_pretrained(_place(config), revision=config.revision)
 
 
 def load_model(
@@ -37,9 +38,9 @@ def load_model(
         model, tokenizer = from_scratch(config.scratch, seed)
     else:
         tokenizer = load_tokenizer(config)
-        stored = AutoConfig.from_pretrained(config.path, revision=config.revision).dtype
+        stored = AutoConfig.from_pretrained(_place(config), revision=config.revision).dtype
         model = AutoModelForCausalLM.from_pretrained(
-            config.path, revision=config.revision, dtype=torch.float32, attn_implementation=config.attention
+            _place(config), revision=config.revision, dtype=torch.float32, attn_implementation=config.attention
         )
         model.config.dtype = stored or torch.float32  # saved again as it came
     model = model.to(device)
@@ -51,17 +52,34 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """Write beside the target, then rename: a folder under the final name is always whole."""
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    dtype = getattr(model.config, "dtype", None) or torch.float32
-    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
-    model.save_pretrained(scratch, state_dict=state)
+    dtype = model.config.dtype or torch.float32
+    try:
+        model.save_pretrained(scratch, state_dict=_cast(model.state_dict(), dtype))
+    finally:
+        model.config.dtype = dtype  # save_pretrained puts there what the weights are in memory
+    model.config.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
     (scratch / "README.md").write_text(card or "---\nlibrary_name: transformers\n---\nTrained with onepolicy.\n")
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
 
 
-def _exists(config: ModelConfig) -> None:
-    path = Path(str(config.path))
-    is_hub_id = not path.exists() and str(path).count("/") == 1
+def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tensors that share memory still do afterwards: that is how transformers knows that they are tied."""
+    copies: dict[tuple[int, torch.Size], Tensor] = {}
+    for tensor in state.values():
+        place = tensor.data_ptr(), tensor.shape
+        if place not in copies:
+            copies[place] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return {name: copies[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()}
+
+
+def _place(config: ModelConfig) -> str:
+    """Where the checkpoint is: a folder, or a hub id. Raises ValueError when it is certainly neither."""
+    if config.path is None:
+        raise ValueError("a checkpoint is needed here: give its `path`, not `scratch`")
+    path = Path(config.path)
+    is_hub_id = not path.exists() and config.path.count("/") == 1
     if not is_hub_id and not (path / "config.json").is_file():
         raise ValueError(f"no model at {path}: a checkpoint folder holds a config.json (or give a hub id, org/name)")
+    return config.path

@@ -2,7 +2,7 @@
 
 `check_identity` compares files: tokenizer map, vocabulary, end tokens, chat template; a difference is an error that
 names both values. `check_teachers` lets the student answer a few prompts of each domain and reports how far its
-teacher is away, with a warning above a set level (MOPD: ≈.04 nats a token for teachers of the same origin, ≈.19 foreign).
+teacher is away, with a warning above a set level (MOPD: ≈.04 nats a token for teachers of one origin, ≈.19 for foreign ones).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +21,7 @@ from onepolicy.diagnostics import policy_gap
 from onepolicy.engines.text import Renderer
 from onepolicy.models import load_tokenizer
 from onepolicy.run import write_atomic
-from onepolicy.types import Sample, Want
+from onepolicy.types import TokenScores, Want
 
 if TYPE_CHECKING:
     from onepolicy.session import Session
@@ -75,14 +75,15 @@ def check_teachers(session: Session, teachers: Routed, config: CheckConfig) -> l
     """Report every domain's teacher, keep it as teachers.json, warn on stderr. Raises ValueError on invalid scores."""
     tasks = [task for tasks in session.mixture.eval_tasks.values() for task in tasks[: config.samples]]
     samples = [s for s in session.rollout(tasks, 1, 0, draw=99) if s.length]
-    ours = session.learner.score(samples, Want("full"))
+    learner = session.learner
+    ours = learner.score(samples, Want("full"))
     theirs = teachers.score(samples, Want("full"))
     reports = []
     for domain in session.mixture.domains:
         rows = [i for i, sample in enumerate(samples) if sample.task.domain == domain]
         if not rows:
             raise ValueError(f"the student wrote nothing at all in domain {domain!r}: check its chat template")
-        reports.append(_report(domain, [samples[i] for i in rows], [ours[i] for i in rows], [theirs[i] for i in rows], config))
+        reports.append(_report(domain, [ours[i] for i in rows], [theirs[i] for i in rows], config, learner.temperature))
     write_atomic(session.folder.path / "teachers.json", json.dumps([asdict(r) for r in reports], indent=1))
     for report in reports:
         for warning in report.warnings:
@@ -90,7 +91,9 @@ def check_teachers(session: Session, teachers: Routed, config: CheckConfig) -> l
     return reports
 
 
-def _report(domain: str, samples: list[Sample], ours: list[Any], theirs: list[Any], config: CheckConfig) -> TeacherReport:
+def _report(
+    domain: str, ours: list[TokenScores], theirs: list[TokenScores], config: CheckConfig, temperature: float
+) -> TeacherReport:
     name = theirs[0].source
     invalid = 1.0 - float(np.mean(np.isfinite(np.concatenate([scores.logprobs_R for scores in theirs]))))
     if invalid > config.max_invalid_share:
@@ -98,20 +101,22 @@ def _report(domain: str, samples: list[Sample], ours: list[Any], theirs: list[An
             f"teacher {name!r} gives no finite log-prob for {invalid:.1%} of the student's tokens in {domain!r} "
             f"(allowed: {config.max_invalid_share:.1%}): its weights are broken, or its vocabulary is another"
         )
-    gap = policy_gap(ours, theirs, config.overlap_k)
+    gap = policy_gap(ours, theirs, config.overlap_k, temperature)
     warnings = []
     if gap.reverse_kl > config.warn_reverse_kl:
         warnings.append(
             f"teacher {name!r} is {gap.reverse_kl:.3f} nats a token away from the student in {domain!r} "
-            f"(warn above {config.warn_reverse_kl}): same-origin teachers start near .04, foreign ones near .19 and are "
-            "absorbed badly; warm the student up on its rollouts first"
+            f"(warn above {config.warn_reverse_kl}): same-origin teachers start near .04, foreign ones near .19 and "
+            "are absorbed badly; warm the student up on its rollouts first"
         )
     if gap.overlap < config.warn_overlap:
         warnings.append(
             f"teacher {name!r} shares {gap.overlap:.0%} of its top {config.overlap_k} tokens with the student in "
             f"{domain!r} (warn below {config.warn_overlap:.0%}): little of what it knows can be reached by sampling"
         )
-    return TeacherReport(domain, name, gap.reverse_kl, gap.symmetric_kl, gap.overlap, invalid, gap.tokens, tuple(warnings))
+    return TeacherReport(
+        domain, name, gap.reverse_kl, gap.symmetric_kl, gap.overlap, invalid, gap.tokens, tuple(warnings)
+    )
 
 
 def _same_tokens(name: str, ours: Mapping[str, int], theirs: Mapping[str, int]) -> None:
@@ -133,6 +138,6 @@ def _rendered(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _generation_config(config: ModelConfig) -> GenerationConfig | None:
     try:
-        return GenerationConfig.from_pretrained(config.path, revision=config.revision)
+        return GenerationConfig.from_pretrained(str(config.path), revision=config.revision or "main")
     except OSError:
         return None  # a checkpoint without one: its tokenizer's end token decides

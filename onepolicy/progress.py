@@ -9,6 +9,13 @@ from contextlib import contextmanager
 SHOWN = {"reward": "reward", "reverse_kl": "KL", "cross_entropy": "CE"}
 
 
+def hush_transformers() -> None:
+    """No bars of transformers for every file it reads or writes: nobody is there, or ours is on the terminal."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
 @contextmanager
 def progress(title: str, steps: int, start: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """Yields `show(step, row of metrics)`: throughput, reward, KL and time left, on stderr."""
@@ -18,8 +25,9 @@ def progress(title: str, steps: int, start: int) -> Iterator[Callable[[int, Mapp
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[facts]}")
-    with Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns), console=Console(stderr=True)) as bar:
+    title_column, facts_column = TextColumn("[bold]{task.description}"), TextColumn("{task.fields[facts]}")
+    columns = (title_column, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), facts_column)
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=steps, completed=start, facts="")
         first: list[float] = []
 

@@ -1,7 +1,7 @@
 """Tasks → graded samples. What overlaps with what lives here and nowhere else.
 
 A finished sample goes to the grading process at once, while the others are still being written; what comes back is in
-the order of the tasks. A rollout that failed is data, not a crash: finish "error", reward 0, no tokens.
+the order of the tasks. A rollout that failed is data, not a crash: finish "error", reward 0, the engine's reason.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from onepolicy.engines.base import Engine, Sampling
 from onepolicy.learner import Learner
-from onepolicy.objectives.advantages import group_advantages
+from onepolicy.objectives.advantages import AdvantageKind, group_advantages
 from onepolicy.tasks.grading import Grader
 from onepolicy.types import Sample, Task, Want
 
@@ -23,12 +23,12 @@ def rollout(
     """n graded samples of every task, ordered by task, then rollout."""
     samples = []
     for sample in engine.generate(tasks, n, sampling, seed=seed, version=version):
-        grader.submit([sample])
-        samples.append(sample)
-    grader.collect()
-    for sample in samples:
         if sample.finish == "error":
             sample.reward = 0.0
+        else:
+            grader.submit([sample])
+        samples.append(sample)
+    grader.collect()
     samples.sort(key=lambda sample: (sample.group, sample.index))
     if len(samples) != len(tasks) * n:
         raise ValueError(f"the engine owed {len(tasks)} × {n} samples and gave {len(samples)}")
@@ -43,7 +43,7 @@ def groups_of(samples: Sequence[Sample]) -> list[list[Sample]]:
     return list(groups.values())
 
 
-def annotate_advantages(samples: Sequence[Sample], kind: str) -> None:
+def annotate_advantages(samples: Sequence[Sample], kind: AdvantageKind) -> None:
     """Give every sample its outcome advantage: one number per group's reward, the same for all its tokens."""
     for group in groups_of(samples):
         rewards_G = np.array([_graded(sample) for sample in group])
@@ -64,8 +64,18 @@ def learn(learner: Learner, samples: Sequence[Sample], inner_updates: int) -> di
         for sample, scores in zip(samples, learner.score(samples, Want("sampled")), strict=True):
             sample.old_logprobs_R = scores.logprobs_R
     rows = [learner.step([s for group in groups[k::inner_updates] for s in group]) for k in range(inner_updates)]
-    keys = {key for row in rows for key in row}
-    return {key: float(np.mean([row[key] for row in rows if key in row])) for key in sorted(keys)}
+    return rows[0] if inner_updates == 1 else _together(rows)
+
+
+def _together(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The metrics of several updates as those of one: means, but the largest of maxima and the last of a count."""
+
+    def joined(key: str, values: list[float]) -> float:
+        name = key.partition("/")[0]
+        return values[-1] if name == "skipped" else max(values) if name.endswith("_max") else float(np.mean(values))
+
+    keys = sorted({key for row in rows for key in row})
+    return {key: joined(key, [row[key] for row in rows if key in row]) for key in keys}
 
 
 def _graded(sample: Sample) -> float:

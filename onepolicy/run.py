@@ -26,11 +26,13 @@ from typing import IO, Any
 
 import yaml
 
-from onepolicy.config import RunConfig
+from onepolicy.config import ConfigError, RunConfig
+from onepolicy.configfile import load_run
 
 MAY_CHANGE = ("output", "device", "threads", "checkpoint", "eval", "steps")  # between a run and its resumption
 PACKAGES = ("onepolicy", "torch", "transformers", "tokenizers", "numpy", "reasoning-gym")
 MANIFEST = "MANIFEST.json"
+FIRST = (".lock", ".config.yaml.tmp")  # all that a run holds that was killed as it opened its folder
 
 
 class RunFolder:
@@ -46,7 +48,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._claim()
         write_atomic(self.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        if not (self.path / "run.json").is_file():
+        if not _has_begun(self.path):
             write_atomic(self.path / "run.json", json.dumps(_circumstances(config), indent=1))
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -54,12 +56,15 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Forget rows after `step`, a torn last line, and half-written checkpoints."""
+        """Forget what is newer than `step`: rows, checkpoints (torn, else they had been used), half-written files."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.path / name
             if path.is_file():
                 kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
                 write_atomic(path, "".join(line + "\n" for line in kept))
+        for folder in self._checkpoints():
+            if _step_in(folder) > step:
+                shutil.rmtree(folder)
         for leftover in self.path.glob("**/.*.tmp"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
@@ -90,8 +95,8 @@ class RunFolder:
         for folder in self._checkpoints():
             if _is_whole(folder):
                 facts = json.loads((folder / "facts.json").read_text())
-                return torch.load(folder / "learner.pt", weights_only=True), facts
-            print(f"checkpoint {folder} is torn: using the one before it", file=sys.stderr)
+                return torch.load(folder / "learner.pt", map_location="cpu", weights_only=True), facts
+            print(f"warning: checkpoint {folder} is torn and not used: going on from before it", file=sys.stderr)
         return None
 
     def finish(self, facts: Mapping[str, Any]) -> None:
@@ -103,7 +108,7 @@ class RunFolder:
 
     def _checkpoints(self) -> list[Path]:
         """Newest first."""
-        return sorted((self.path / "checkpoints").glob("step-*"), reverse=True)
+        return sorted((self.path / "checkpoints").glob("step-*"), key=_step_in, reverse=True)
 
     def _claim(self) -> IO[str]:
         lock = (self.path / ".lock").open("w")
@@ -116,17 +121,26 @@ class RunFolder:
 
 
 def check_folder(config: RunConfig) -> None:
-    """Raises ValueError when the folder holds another run (naming the keys that differ) or something else."""
+    """Raises ValueError when the folder holds another run (naming the keys that differ) or something else.
+
+    A run that has not taken a step is none yet: a faulty configuration can be corrected in place.
+    """
     path = Path(config.output)
     if (path / "config.yaml").is_file():
-        changed = _differences(yaml.safe_load((path / "config.yaml").read_text()), config.model_dump(mode="json"))
-        if changed:
+        try:
+            there = load_run(path)
+        except ConfigError as error:
+            raise ConfigError(f"{path} holds a run that this version cannot read: {error}") from None
+        changed = _differences(there.model_dump(mode="json"), config.model_dump(mode="json"))
+        if changed and _has_begun(path):
             raise ValueError(
                 f"{path} holds a run with another configuration ({'; '.join(changed)}): "
                 "set another output, or restore these values to resume"
             )
-    elif path.is_dir() and any(child.name != ".lock" for child in path.iterdir()):
+    elif path.is_dir() and any(child.name not in FIRST for child in path.iterdir()):
         raise ValueError(f"{path} is not empty and holds no run: set another output")
+    elif path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: set another output")
 
 
 def is_finished(config: RunConfig) -> bool:
@@ -134,6 +148,14 @@ def is_finished(config: RunConfig) -> bool:
     check_folder(config)
     done = Path(config.output) / "done.json"
     return done.is_file() and json.loads(done.read_text())["steps"] >= config.steps
+
+
+def _has_begun(path: Path) -> bool:
+    return (path / "metrics.jsonl").is_file() or (path / "checkpoints").is_dir()
+
+
+def _step_in(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -161,7 +183,8 @@ def _is_whole(folder: Path) -> bool:
         hashes = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return False
-    return all((folder / name).is_file() and _sha256(folder / name) == digest for name, digest in hashes.items())
+    whole = isinstance(hashes, dict) and set(hashes) == {"learner.pt", "facts.json"}
+    return whole and all((folder / name).is_file() and _sha256(folder / name) == hashes[name] for name in hashes)
 
 
 def _sha256(path: Path) -> str:
@@ -176,7 +199,9 @@ def _sync(path: Path) -> None:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    was, now = ({key: value for key, value in _dotted(config)} for config in (old, new))
+    was, now = dict(_dotted(old)), dict(_dotted(new))
+    if was["recipe"] != now["recipe"]:  # then most keys differ, and none of them matters
+        was, now = ({"recipe": keys["recipe"]} for keys in (was, now))
     changed = (key for key in sorted({*was, *now}) if was.get(key) != now.get(key))
     return [f"{key}: {was.get(key)!r} there, {now.get(key)!r} here" for key in changed]
 

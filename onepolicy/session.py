@@ -5,10 +5,12 @@ A recipe opens a Session, iterates `steps()`, and shows what is its own: draw, r
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +24,7 @@ from onepolicy.evaluation import Evaluation, evaluate
 from onepolicy.learner import Learner
 from onepolicy.models import load_model, pick_device
 from onepolicy.preflight import check_identity
-from onepolicy.progress import progress
+from onepolicy.progress import hush_transformers, progress
 from onepolicy.rollout import rollout
 from onepolicy.run import RunFolder, write_atomic
 from onepolicy.tasks import check_options
@@ -32,7 +34,7 @@ from onepolicy.tasks.mixture import Mixture
 from onepolicy.teachers import DTYPES, Routed, Shelf, open_teachers
 from onepolicy.types import Sample, Task
 
-EVAL_SEED = 20_000_000  # rollouts of training use seed · 1e6 + step, evaluation this: never the same stream
+EVAL_SEED = 20_000_000  # of the answers to held-out questions: the same for every run, step and seed
 GOLDS = 16  # gold answers per domain that are graded before anything else
 SAMPLES_EVERY = 10  # steps between answers kept to read
 
@@ -42,14 +44,22 @@ class Session:
 
     def __init__(self, config: RunConfig, loss: LossConfig) -> None:
         self.config = config
+        with ExitStack() as stack:
+            self._open(loss, stack)
+            self._stack = stack.pop_all()  # opened: from here on __exit__ closes
+
+    def _open(self, loss: LossConfig, stack: ExitStack) -> None:
+        config = self.config
         # tasks and their graders first: they are cheap, and fail on bad options and wrong gold answers
         check_options(config.domains)
         device = pick_device(config.device)
         self.folder = RunFolder(config)
+        stack.callback(self.folder.close)
         self.mixture = Mixture(config.domains, config.seed)
-        self.grader = Grader(config.domains)
+        self.grader = stack.enter_context(Grader(config.domains))
         self._check_golds()
         # the model, which writes and learns
+        hush_transformers()
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         model, tokenizer = load_model(config.model, config.seed, device)
@@ -65,7 +75,8 @@ class Session:
             dtype=DTYPES[config.model.dtype],
         )
         limits = {name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens}
-        self.sampling = Sampling(config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens, limits=limits)
+        rollout = config.rollout
+        self.sampling = Sampling(rollout.temperature, max_new_tokens=rollout.max_new_tokens, limits=limits)
         # what a checkpoint remembers besides the learner
         self.identities: dict[str, Any] = {}
         self.totals = {"sequences": 0, "tokens": 0, "seconds": 0.0}
@@ -74,9 +85,8 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.grader.close()
-        self.folder.close()
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def _check_golds(self) -> None:
         for domain in self.mixture.domains.values():
@@ -104,22 +114,23 @@ class Session:
         return routed
 
     def steps(self) -> Iterator[int]:
-        """Step numbers from where the run stands to the end; chores happen between them, saving and judging at the end."""
-        start = self._resume()
+        """Step numbers from where the run stands to the end. The chores happen in between; saving and judging after."""
+        config, start = self.config, self._resume()
         self._clock = time.monotonic() - self.totals["seconds"]
-        with progress(self.config.output.name, self.config.steps, start) as self._show:
-            for step in range(start, self.config.steps):
-                yield step
-                done = step + 1
-                if self.config.eval.every and done % self.config.eval.every == 0 and done < self.config.steps:
-                    self.evaluate(f"step-{done}")
-                if done % self.config.checkpoint.every == 0 or done == self.config.steps:
-                    self._save(done)
+        self._show = self._stack.enter_context(progress(config.output.name, config.steps, start))
+        for step in range(start, config.steps):
+            torch.manual_seed(stream("step", config.seed, step))  # router noise, say: the same after a resume
+            yield step
+            done = step + 1
+            if config.eval.every and done % config.eval.every == 0 and done < config.steps:
+                self.evaluate(f"step-{done}")
+            if done % config.checkpoint.every == 0 or done == config.steps:
+                self._save(done)
         self._finish()
 
     def rollout(self, tasks: Sequence[Task], n: int, step: int, draw: int = 0) -> list[Sample]:
         """Graded samples by the current policy; the random stream is a function of seed, step and draw alone."""
-        seed = (self.config.seed * 1_000_000 + step) * 100 + draw
+        seed = stream("rollout", self.config.seed, step, draw)
         return rollout(self.engine, self.grader, tasks, n, self.sampling, seed=seed, version=self.learner.version)
 
     def log(self, step: int, samples: Sequence[Sample], metrics: Mapping[str, float]) -> None:
@@ -143,10 +154,10 @@ class Session:
                 self.folder.append("samples.jsonl", readable(sample, step + 1))
 
     def evaluate(self, label: str) -> Evaluation:
-        """avg@n on the held-out tasks of every domain, kept as eval/LABEL.json. The stream is the same at every call."""
+        """avg@n on the held-out tasks of every domain, kept as eval/LABEL.json; the same random stream every time."""
         config = self.config.eval
         tasks = [task for tasks in self.mixture.eval_tasks.values() for task in tasks]
-        sampling = Sampling(config.temperature, max_new_tokens=self.sampling.max_new_tokens, limits=self.sampling.limits)
+        sampling = replace(self.sampling, temperature=config.temperature)
         result = evaluate(self.engine, tasks, self._grade, config.n, sampling, EVAL_SEED)
         (self.folder.path / "eval").mkdir(exist_ok=True)
         write_atomic(self.folder.path / "eval" / f"{label}.json", result.to_json())
@@ -164,12 +175,17 @@ class Session:
             return 0
         learner, facts = found
         for name, was in facts["identities"].items():
-            now = self.identities.get(name)
+            now = self.identities.get(name, {})
             if now != was:
+                parts = ", ".join(part for part in was if now.get(part) != was[part])
                 raise ValueError(
-                    f"{name} is another one than when this run was started (was {was}, is {now}): "
+                    f"{name!r} is not what it was when this run was started, it differs in {parts}: "
                     "restore it, or start a new run with another output"
                 )
+        if facts["step"] > self.config.steps:
+            raise ValueError(
+                f"{self.folder.path} is at step {facts['step']} already: set steps to at least that, or another output"
+            )
         self.learner.restore(learner)
         self.mixture.load_state(facts["mixture"])
         self.totals = facts["totals"]
@@ -192,6 +208,12 @@ class Session:
         if sys.stderr.isatty():
             scores = ", ".join(f"{domain} {mean:.3f}" for domain, mean in means.items())
             print(f"{self.config.output}: finished; {scores}", file=sys.stderr)
+
+
+def stream(purpose: str, *numbers: int) -> int:
+    """The seed of one random stream; any other purpose or number gives an unrelated one."""
+    digest = hashlib.blake2b(f"{purpose} {numbers}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1  # what every generator takes: 63 bits
 
 
 def per_domain(samples: Sequence[Sample]) -> dict[str, float]:
@@ -231,6 +253,6 @@ def model_card(config: RunConfig) -> str:
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [onepolicy, {recipe}]\n---\n"
         f"# {config.output.name}\n\nTrained with onepolicy by the recipe `{recipe}` "
-        f" from {origin}, for {config.steps} steps on the domains {', '.join(config.domains)} "
-        f"(seed {config.seed}).\n\nThe full configuration is in `config.yaml` of the run folder that holds this model.\n"
+        f"from {origin}, for {config.steps} steps on the domains {', '.join(config.domains)} "
+        f"(seed {config.seed}).\n\nThe full configuration is in `config.yaml` of the run folder that holds this.\n"
     )

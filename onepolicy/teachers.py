@@ -3,7 +3,7 @@
 `Routed` sends each sample to the one scorer of its domain and restores the order (MOPD's rule; no mixture, no router).
 `Shelf` holds any number of frozen checkpoints at the cost of one: their weights stay in memory-mapped files, and
 activating a teacher points one model's parameters at its map (CPU) or copies them to the GPU. Memory and time of a
-step are therefore flat in the number of teachers.
+step are therefore flat in the number of teachers (benchmarks/teachers.py).
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import cached_file
 
 from onepolicy.config import DistillConfig, ModelConfig
 from onepolicy.engines.base import Scorer
@@ -29,6 +31,7 @@ from onepolicy.models import load_tokenizer
 from onepolicy.types import Sample, TokenScores, Want
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # what tensors a model or a file holds
 
 
 class Routed:
@@ -70,7 +73,7 @@ class Shelf:
 
     def teacher(self, name: str, config: ModelConfig) -> FrozenTeacher:
         """The scorer for a checkpoint; two names for one checkpoint get the same object."""
-        key = f"{_folder(config).resolve()} {config.dtype} {config.attention}"
+        key = f"{checkpoint_folder(config).resolve()} {config.dtype} {config.attention}"
         if key not in self._teachers:
             self._teachers[key] = FrozenTeacher(self, name, config)
         return self._teachers[key]
@@ -78,50 +81,63 @@ class Shelf:
     def activate(self, teacher: FrozenTeacher) -> PreTrainedModel:
         """Make a teacher the resident one and return its model, ready to run."""
         if self._resident is not teacher:
-            skeleton = self._skeleton(teacher)
-            if self._resident is not None:
-                _empty(self._skeletons[self._resident.architecture].model)
-            _point(skeleton.model, teacher.map(), self.device)
+            self._evict()
+            self._prepare(teacher)
+            _point(self._skeletons[teacher.architecture].model, teacher.map(), self.device)
             self._resident = teacher
         return self._skeletons[teacher.architecture].model
 
     def head_weights(self, teacher: FrozenTeacher) -> tuple[Tensor, Tensor | None]:
-        """The output projection of one teacher at a time, without the rest of it."""
+        """A teacher's output projection: that of the resident, or of one other at a time without the rest of it."""
+        if self._resident is teacher:
+            projection = self._skeletons[teacher.architecture].model.get_output_embeddings()
+            return projection.weight, getattr(projection, "bias", None)
         if self._open_head is None or self._open_head[0] is not teacher:
-            weight, bias = self._skeleton(teacher).head_names
+            self._open_head = None
+            self._prepare(teacher)
+            weight, bias = self._skeletons[teacher.architecture].head_names
             tensors = teacher.map()
-            self._open_head = (
-                teacher,
-                tensors[weight].to(self.device),
-                tensors[bias].to(self.device) if bias else None,
-            )
+            self._open_head = teacher, tensors[weight].to(self.device), tensors[bias].to(self.device) if bias else None
         return self._open_head[1], self._open_head[2]
 
-    def _skeleton(self, teacher: FrozenTeacher) -> Skeleton:
-        """The module that this teacher's weights fit into, and on the way the files to map them from."""
+    def _evict(self) -> None:
+        """Let go of all weights, and with them of the files they are mapped from."""
+        if self._resident is not None:
+            _empty(self._skeletons[self._resident.architecture].model)
+        self._resident = self._open_head = None
+
+    def _prepare(self, teacher: FrozenTeacher) -> None:
+        """Once per teacher: find the files to map it from, and the module that its weights fit into."""
+        if teacher.files:
+            return
         known = self._skeletons.get(teacher.architecture)
-        if known is not None:
-            teacher.files = teacher.files or _mappable_files(teacher.folder, known.layout)
-            if teacher.files:
-                return known
-        # First sight: let transformers read the checkpoint, since it knows renamed and fused weights.
+        own_files = weight_files(teacher.folder)
+        if known is not None and known.as_stored and _layout(_map(own_files)) == known.layout:
+            teacher.files = own_files
+            return
+        # Let transformers read the checkpoint: it knows renamed and fused weights, and what is tied.
+        self._evict()
         model = AutoModelForCausalLM.from_pretrained(
             teacher.folder, dtype=DTYPES[teacher.config.dtype], attn_implementation=teacher.config.attention
         )
         check_head(model)
         tensors = _tensors(model)
-        layout = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        teacher.files = _mappable_files(teacher.folder, layout) or [self._spooled(teacher, tensors)]
-        if known is None:
-            model = model.requires_grad_(False).to(self.device).eval()
-            self._skeletons[teacher.architecture] = known = Skeleton(model, layout, _head_names(model))
-        return known
+        as_stored = _holds(_map(own_files), tensors)
+        teacher.files = own_files if as_stored else [self._spooled(teacher, tensors)]
+        if known is not None and known.layout != _layout(tensors):  # one config, yet (say) a head that is not tied
+            teacher.architecture += f" {teacher.folder}"
+        if teacher.architecture not in self._skeletons:
+            skeleton = Skeleton(model.requires_grad_(False).eval(), _layout(tensors), _head_names(model), as_stored)
+            _empty(model)
+            self._skeletons[teacher.architecture] = skeleton
+            model.to(self.device)  # what is computed and not stored, such as rotary frequencies
 
     def _spooled(self, teacher: FrozenTeacher, tensors: Mapping[str, Tensor]) -> Path:
+        """Write the weights as the module wants them, once per run folder."""
         self.spool.mkdir(parents=True, exist_ok=True)
         target = self.spool / f"{teacher.fingerprint['weights'][:16]}-{teacher.config.dtype}.safetensors"
         if not target.exists():
-            scratch = target.with_suffix(".tmp")
+            scratch = target.with_name(f".{target.name}.tmp")
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
             scratch.rename(target)
         return target
@@ -129,60 +145,52 @@ class Shelf:
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """One architecture's module without weights of its own, what fits into it, and its head's weight and bias."""
+    """One architecture's module without weights of its own, what fits into it, its head's weight and bias, and whether
+    checkpoints store the tensors as the module wants them."""
 
     model: PreTrainedModel
-    layout: Mapping[str, tuple[torch.Size, torch.dtype]]
+    layout: Layout
     head_names: tuple[str, str | None]
+    as_stored: bool
 
 
 class FrozenTeacher:
-    """One checkpoint on the shelf, as a Scorer. Its weights are loaded when it is first asked."""
+    """One checkpoint on the shelf, as a Scorer. Its weights are loaded when it is first asked.
+
+    `head` works also when another teacher is resident by then: it maps this one's projection alone.
+    """
 
     def __init__(self, shelf: Shelf, name: str, config: ModelConfig) -> None:
         self.shelf, self.name, self.config = shelf, name, config
-        self.folder = _folder(config)
-        self.model_config = AutoConfig.from_pretrained(self.folder)
-        self.architecture = _architecture_key(self.model_config, config)
+        self.folder = checkpoint_folder(config)
+        model_config = AutoConfig.from_pretrained(self.folder)
+        self.architecture = _architecture_key(model_config, config)
         self.files: list[Path] = []
-        self._fingerprint: dict[str, str] = {}
+        self.head = Head(model_config, self._project, shelf.device, shelf.vocabulary)
 
-    @property
+    @cached_property
     def fingerprint(self) -> dict[str, str]:
         """Hashes of weights, tokenizer and chat template, and the dtype: the identity that a resume must find again."""
-        if not self._fingerprint:
-            self._fingerprint = fingerprint(self.config)
-        return self._fingerprint
+        return fingerprint(self.config)
 
     def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
-        model = self.shelf.activate(self)
-        scores = score_samples(
-            model,
-            Head(self.model_config, model.get_output_embeddings(), self.shelf.device, self.shelf.vocabulary),
+        return score_samples(
+            self.shelf.activate(self),
+            self.head,
             samples,
             want,
             source=self.name,
             temperature=self.shelf.temperature,
             tokens_per_batch=self.shelf.tokens_per_batch,
         )
-        return [replace(score, head=self.head()) for score in scores] if want.kind == "full" else scores
-
-    def head(self) -> Head:
-        """Works also when another teacher is resident by then: it maps this one's projection alone."""
-
-        def project(hidden_CH: Tensor) -> Tensor:
-            weight, bias = self.shelf.head_weights(self)
-            return torch.nn.functional.linear(hidden_CH.to(weight.dtype), weight, bias)
-
-        return Head(self.model_config, project, self.shelf.device, self.shelf.vocabulary)
 
     def map(self) -> dict[str, Tensor]:
         """name → tensor, on memory-mapped files: pages are read when touched and dropped with the last reference."""
-        tensors: dict[str, Tensor] = {}
-        for path in self.files:
-            with safe_open(path, "pt") as file:
-                tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no iterator)
-        return tensors
+        return _map(self.files)
+
+    def _project(self, hidden_CH: Tensor) -> Tensor:
+        weight, bias = self.shelf.head_weights(self)
+        return linear(hidden_CH.to(weight.dtype), weight, bias)
 
 
 def open_teachers(models: Mapping[str, ModelConfig], routes: Mapping[str, str], shelf: Shelf) -> Routed:
@@ -200,7 +208,7 @@ def wanted(config: DistillConfig) -> Want:
 def fingerprint(config: ModelConfig) -> dict[str, str]:
     """sha256 of weights, tokenizer map and chat template, and the dtype."""
     weights = hashlib.sha256()
-    for path in sorted(_folder(config).glob("*.safetensors")):
+    for path in weight_files(checkpoint_folder(config)):
         with path.open("rb") as file:
             weights.update(hashlib.file_digest(file, "sha256").digest())
     tokenizer = load_tokenizer(config)
@@ -213,23 +221,43 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
     }
 
 
-def _folder(config: ModelConfig) -> Path:
+def checkpoint_folder(config: ModelConfig) -> Path:
     """The checkpoint's local folder; a hub id is resolved to its cached snapshot, downloading it if need be."""
     if config.path is None:
         raise ValueError("a teacher is a checkpoint: give its `path`, not `scratch`")
     if Path(config.path).is_dir():
         return Path(config.path)
-    AutoModelForCausalLM.from_pretrained(config.path, revision=config.revision)  # fills the cache, shards included
-    found = cached_file(config.path, "config.json", revision=config.revision)
-    assert found is not None, f"{config.path} was just loaded, its config.json must be in the cache"
-    return Path(found).parent
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=wanted))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers would read; a folder may hold others (Mistral's consolidated copy)."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(
+            f"no model.safetensors in {folder}: a teacher is mapped from safetensors; convert it with "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    return [folder / "model.safetensors"]
 
 
 def _architecture_key(model_config: Any, config: ModelConfig) -> str:
+    """Checkpoints of one key are the same function of their weights."""
     fields = model_config.to_dict()
     for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
         fields.pop(name, None)
     return json.dumps([fields, config.dtype, config.attention], sort_keys=True, default=str)
+
+
+def _map(files: Sequence[Path]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no iterator)
+    return tensors
 
 
 def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -239,24 +267,21 @@ def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     return tensors | {name: b for name, b in model.named_buffers() if name in kept}
 
 
-def _mappable_files(folder: Path, layout: Mapping[str, tuple[torch.Size, torch.dtype]]) -> list[Path]:
-    """The checkpoint's own files, if they hold exactly these tensors under these names; else nothing."""
-    files = sorted(folder.glob("*.safetensors"))
-    found: dict[str, tuple[torch.Size, torch.dtype]] = {}
-    for path in files:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (no iterator)
-                tensor = file.get_tensor(name)
-                found[name] = (tensor.shape, tensor.dtype)
-    return files if all(found.get(name) == kind for name, kind in layout.items()) else []
+def _layout(tensors: Mapping[str, Tensor]) -> Layout:
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _holds(stored: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the stored tensors are exactly these, values included: transformers may have converted them."""
+    return _layout(stored) == _layout(tensors) and all(torch.equal(stored[name], tensors[name]) for name in tensors)
 
 
 def _head_names(model: PreTrainedModel) -> tuple[str, str | None]:
     """Names of the output projection's weight (a tied one goes by the embedding's name) and bias."""
-    head = model.get_output_embeddings()
+    projection = model.get_output_embeddings()
     names = {id(p): name for name, p in model.named_parameters()}
-    bias = getattr(head, "bias", None)
-    return names[id(head.weight)], names[id(bias)] if bias is not None else None
+    bias = getattr(projection, "bias", None)
+    return names[id(projection.weight)], names[id(bias)] if bias is not None else None
 
 
 def _point(model: PreTrainedModel, tensors: Mapping[str, Tensor], device: torch.device) -> None:

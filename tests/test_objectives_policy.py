@@ -94,7 +94,8 @@ def test_gspo_has_the_value_and_gradient_of_the_sequence_level_objective():
 
 
 def test_gspo_clips_whole_samples():
-    _, clipped_N = policy.policy_loss(PolicyConfig(kind="gspo"), *gspo_example())
+    config = PolicyConfig(kind="gspo", clip_low=0.2, clip_high=0.28)
+    _, clipped_N = policy.policy_loss(config, *gspo_example())
     assert clipped_N.tolist() == [False, False, False, True, False, False]
 
 

@@ -1,29 +1,34 @@
 """From samples to numbers per token, without ever holding [batch, time, vocabulary].
 
 The backbone runs on length-sorted micro-batches and keeps only the hidden states that predict a token the policy
-wrote: [N, H], no padding. The output head then runs over chunks of N; under autograd each chunk is recomputed in the
-backward pass, so the largest tensor is [chunk, V]. Learner and frozen teachers share this file.
+wrote: [N, H], no padding. The output head then runs over chunks of N, so that the largest tensor is [chunk, V]: the
+learner takes each chunk's loss backward before it goes to the next (see Learner). Frozen teachers share this file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
+from onepolicy.objectives.divergences import at_least_float32
 from onepolicy.types import Sample, TokenScores, Want
 
-CHUNK_BYTES = 2**28  # of float32 logits and what is derived from them, see chunk_length
+CHUNK_BYTES = {"cpu": 2**29, "cuda": 2**32}  # of float32 logits and what is derived from them, see chunk_length
 LIVE_COPIES = 8  # tensors of [chunk, V] alive at once in the worst case, a divergence under autograd
+ALIKE = 0.8  # rows at least this share of the longest are padded to it; measured: half the time of a mixed-length step
+WORTHWHILE = 1 / 16  # of tokens_per_batch: micro-batches smaller than this are not closed for the sake of padding
+LOUD = 50.0  # size of the probe's logits in check_head: large enough for a soft cap to show
 
 
 class Head:
-    """Hidden states → logits in float32, with whatever the architecture does after its last projection.
+    """Hidden states → logits, float32 or better, with whatever the architecture does after its last projection.
 
     `project` is the projection: the model's live module, or a frozen teacher's mapped weights. Soft-capping (Gemma)
     and scaling (Cohere, Granite) are applied as the model's config says; `check_head` proves it. `vocabulary` cuts
@@ -42,113 +47,143 @@ class Head:
         self.softcap = getattr(text, "final_logit_softcapping", None)
         self.scale = getattr(text, "logit_scale", None) or 1.0 / (getattr(text, "logits_scaling", None) or 1.0)
         self.vocabulary = min(vocabulary or text.vocab_size, text.vocab_size)
+        self.hidden_size: int = text.hidden_size
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
-        logits_CV = self.project(hidden_CH).float()[:, : self.vocabulary]
+        logits_CV = at_least_float32(self.project(hidden_CH)[:, : self.vocabulary])
         if self.scale != 1.0:
             logits_CV = logits_CV * self.scale
         return self.softcap * torch.tanh(logits_CV / self.softcap) if self.softcap else logits_CV
 
+    def logprobs(self, hidden_CH: Tensor, temperature: float) -> Tensor:
+        logits_CV = self.logits(hidden_CH)
+        return torch.log_softmax(logits_CV if temperature == 1.0 else logits_CV / temperature, dim=-1)
+
 
 def live_head(model: PreTrainedModel) -> Head:
     """The head of a model that may be training: it sees the weights as they are at each call."""
-    return Head(model.config, model.get_output_embeddings(), model.device)
+    projection = model.get_output_embeddings()
+    return Head(model.config, lambda hidden_CH: projection(hidden_CH.to(projection.weight.dtype)), model.device)
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode inside, and afterwards whatever mode each module was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
-    """Refuse an architecture whose logits are not head(backbone(x)): a probe of a few tokens must agree.
+    """Refuse an architecture whose logits are not Head(backbone(x)). Cheap: two passes over six tokens.
 
-    Raises ValueError naming the class. Cheap: one forward pass of six tokens.
+    The probe's hidden states are made so large that a soft cap bites; near 0 it would look like the identity.
+    Raises ValueError naming the class, or saying that the weights are broken.
     """
+    name, projection = type(model).__name__, model.get_output_embeddings()
+    if projection is None or model.base_model is model:
+        raise ValueError(f"{name} is no backbone with an output projection: onepolicy cannot take its head apart")
     device = next(model.parameters()).device
     ids = torch.arange(6, device=device)[None] % model.config.get_text_config().vocab_size
-    training, _ = model.training, model.eval()
-    expected = model(input_ids=ids).logits[0].float()
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    actual = live_head(model).logits(hidden)
-    model.train(training)
-    gap = (expected - actual).abs().max().item()
-    if not gap <= 1e-3 * max(1.0, expected.abs().max().item()):
+    with evaluating(model):
+        hidden_TH = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        quiet = projection(hidden_TH).abs().max().item()
+        if not np.isfinite(quiet):
+            raise ValueError(f"{name} from {model.name_or_path!r} gives logits that are not finite: broken weights")
+        hook = projection.register_forward_pre_hook(lambda _, args: (args[0] * (LOUD / max(quiet, 1e-6)),))
+        try:
+            theirs_TV = model(input_ids=ids, use_cache=False).logits[0].float()
+            ours_TV = live_head(model).logits(hidden_TH)
+        finally:
+            hook.remove()
+    gap = (theirs_TV - ours_TV).abs().max().item()
+    if not gap <= 1e-3 * theirs_TV.abs().max().item():
         raise ValueError(
-            f"{type(model).__name__} post-processes its logits in a way that onepolicy does not know (its own and ours "
-            f"differ by {gap:.3g}): add the step to engines/forward.py Head"
+            f"{name} post-processes its logits in a way that onepolicy does not know (its own and ours differ by "
+            f"{gap:.3g} at logits of {LOUD:.0f}): add the step to engines/forward.py Head"
         )
 
 
-def plan_batches(lengths: Sequence[int], tokens_per_batch: int, keys: Sequence[str] | None = None) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], tokens_per_batch: int, keys: Sequence[int] | None = None) -> list[list[int]]:
     """Indices in micro-batches of similar length: rows × longest row ≤ tokens_per_batch (one row always fits).
 
-    Rows with different `keys` never share a micro-batch; those of one key are neighbours.
+    A shorter row opens a new micro-batch where padding it would waste much and the old one is large enough to be
+    worth its overhead. Rows with different `keys` never share a micro-batch; those of one key are neighbours.
     """
-    keys = keys or [""] * len(lengths)
+    keys = keys or [0] * len(lengths)
     batches: list[list[int]] = []
-    longest, key = 0, None
     for i in sorted(range(len(lengths)), key=lambda i: (keys[i], -lengths[i], i)):
-        if not batches or keys[i] != key or longest * (len(batches[-1]) + 1) > tokens_per_batch:
+        first = batches[-1][0] if batches else i  # the longest of its micro-batch
+        tokens = lengths[first] * (len(batches[-1]) + 1) if batches else 0
+        wasteful = lengths[i] < ALIKE * lengths[first] and tokens > WORTHWHILE * tokens_per_batch
+        if not batches or keys[i] != keys[first] or tokens > tokens_per_batch or wasteful:
             batches.append([])
-            longest, key = lengths[i], keys[i]
         batches[-1].append(i)
     return batches
 
 
 def predicting_states(model: PreTrainedModel, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """One micro-batch through the backbone: (hidden_NH that predict the tokens the policy wrote, those tokens_N)."""
-    device = next(model.parameters()).device
-    lengths = [len(s.token_ids_T) for s in samples]
-    ids_BT = np.zeros((len(samples), max(lengths)), dtype=np.int64)
-    mask_BT = np.zeros_like(ids_BT, dtype=bool)
+    """One micro-batch through the backbone: (hidden_NH that predict the tokens the policy wrote, those tokens_N).
+
+    Rows are padded on the right. Attention is causal, so no token sees that padding and no attention mask is needed.
+    A token that the model has no embedding for is read as token 0.
+    """
+    device = model.device
+    shape = len(samples), max(len(s.token_ids_T) for s in samples)
+    ids_BT, mask_BT = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
     for row, sample in enumerate(samples):
-        ids_BT[row, : lengths[row]] = sample.token_ids_T
-        mask_BT[row, : lengths[row]] = sample.mask_T
+        ids_BT[row, : len(sample.token_ids_T)] = sample.token_ids_T
+        mask_BT[row, : len(sample.mask_T)] = sample.mask_T
+    rows, columns = np.nonzero(mask_BT)
+    tokens_N = torch.from_numpy(ids_BT[rows, columns]).to(device)
+    ids_BT[ids_BT >= model.get_input_embeddings().num_embeddings] = 0
     ids = torch.from_numpy(ids_BT).to(device)
-    attention = None  # rows of equal length need none, and sdpa is faster without
-    if min(lengths) != max(lengths):
-        attention = torch.arange(max(lengths), device=device)[None] < torch.tensor(lengths, device=device)[:, None]
-    hidden_BTH = model.base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-    rows, columns = (torch.from_numpy(axis).to(device) for axis in np.nonzero(mask_BT))
-    return hidden_BTH[rows, columns - 1], ids[rows, columns]
+    hidden_BTH = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    before_N = torch.from_numpy(rows * shape[1] + columns - 1).to(device)
+    return hidden_BTH.flatten(0, 1).index_select(0, before_N), tokens_N
+
+
+def chunk_length(vocabulary: int, device: torch.device) -> int:
+    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // (4 * LIVE_COPIES * vocabulary))
+
+
+def token_chunks(head: Head, lengths: Sequence[int], whole_samples: bool = False) -> list[slice]:
+    """Cuts the N axis of samples of these lengths into chunks that fit the head; `whole_samples` cuts none in two."""
+    N, C = sum(lengths), chunk_length(head.vocabulary, head.device)
+    if not whole_samples:
+        return [slice(start, min(start + C, N)) for start in range(0, N, C)]
+    bounds = [0]
+    for end in accumulate(lengths):
+        if end - bounds[-1] <= C and len(bounds) > 1 and end - bounds[-2] <= C:
+            bounds[-1] = end
+        else:
+            bounds.append(end)
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 @dataclass(slots=True)
 class TokenStats:
     """Per token: the policy's log-probability, its entropy (nats, no gradient), and a divergence if one was asked."""
 
-    logprobs_N: Tensor
-    entropy_N: Tensor
-    divergence_N: Tensor | None
-
-
-Divergence = Callable[[Tensor, slice], Tensor]  # (student log-probs [C, V], the chunk) → [C]
-
-
-def chunk_length(vocabulary: int) -> int:
-    return max(1, CHUNK_BYTES // (4 * LIVE_COPIES * vocabulary))
+    logprobs_C: Tensor
+    entropy_C: Tensor
+    divergence_C: Tensor | None
 
 
 def token_stats(
-    head: Head, hidden_NH: Tensor, tokens_N: Tensor, temperature: float, divergence: Divergence | None = None
+    head: Head, hidden_CH: Tensor, tokens_C: Tensor, temperature: float, divergence_C: Callable[[Tensor], Tensor] | None
 ) -> TokenStats:
-    """Run the head over chunks of N tokens. Differentiable; each chunk is recomputed in the backward pass."""
-
-    def one_chunk(hidden_CH: Tensor, tokens_C: Tensor, chunk: slice) -> tuple[Tensor, ...]:
-        logprobs_CV = torch.log_softmax(head.logits(hidden_CH) / temperature, dim=-1)
-        with torch.no_grad():
-            entropy_C = -(logprobs_CV.exp() * logprobs_CV.clamp(min=-1e4)).sum(-1)
-        sampled_C = logprobs_CV.gather(-1, tokens_C[:, None]).squeeze(-1)
-        return (sampled_C, entropy_C) if divergence is None else (sampled_C, entropy_C, divergence(logprobs_CV, chunk))
-
-    N, C = len(tokens_N), chunk_length(head.vocabulary)
-    chunks = [slice(start, min(start + C, N)) for start in range(0, N, C)] or [slice(0, 0)]
-    if len(chunks) == 1:  # nothing to save: skip the recomputation
-        parts = [one_chunk(hidden_NH, tokens_N, chunks[0])]
-    else:
-        parts = [
-            checkpoint(one_chunk, hidden_NH[c], tokens_N[c], c, use_reentrant=False, preserve_rng_state=False)
-            for c in chunks
-        ]
-    joined = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return TokenStats(joined[0], joined[1], joined[2] if divergence else None)
+    """The head over one chunk of tokens; differentiable."""
+    logprobs_CV = head.logprobs(hidden_CH, temperature)
+    with torch.no_grad():
+        entropy_C = -(logprobs_CV.exp() * logprobs_CV.clamp(min=-1e4)).sum(-1)
+    sampled_C = logprobs_CV.gather(-1, tokens_C[:, None]).squeeze(-1)
+    return TokenStats(sampled_C, entropy_C, divergence_C(logprobs_CV) if divergence_C else None)
 
 
 @torch.no_grad()
@@ -162,34 +197,51 @@ def score_samples(
     temperature: float,
     tokens_per_batch: int,
 ) -> list[TokenScores]:
-    """Score samples in length-sorted batches; results in the order given. Empty responses get empty scores."""
+    """Score samples in length-sorted batches; results in the order given. Empty responses get empty scores.
+
+    From a token on that is outside the head's vocabulary (a student's padding), the model has no opinion: NaN.
+    """
     results: dict[int, TokenScores] = {}
-    training, _ = model.training, model.eval()
-    for batch in plan_batches([len(s.token_ids_T) for s in samples], tokens_per_batch):
-        rows = [samples[i] for i in batch]
-        hidden_NH, tokens_N = predicting_states(model, rows)
-        bounds = np.cumsum([0] + [row.length for row in rows])
-        columns = list(_scored_columns(head, hidden_NH, tokens_N, want, temperature))
-        for i, start, stop in zip(batch, bounds, bounds[1:], strict=False):
-            part = [None if column is None else column[start:stop] for column in columns]
-            results[i] = TokenScores(source, part[0], *part[1:], head=head if want.kind == "full" else None)  # type: ignore[arg-type]
-    model.train(training)
+    written = [i for i, sample in enumerate(samples) if sample.length]
+    empty = [[i] for i, sample in enumerate(samples) if not sample.length]
+    planned = plan_batches([len(samples[i].token_ids_T) for i in written], tokens_per_batch)
+    with evaluating(model):
+        for batch in [[written[j] for j in batch] for batch in planned] + empty:
+            rows = [samples[i] for i in batch]
+            bounds = np.cumsum([0] + [row.length for row in rows])
+            if bounds[-1]:
+                hidden_NH, tokens_N = predicting_states(model, rows)
+            else:
+                hidden_NH = torch.zeros(0, head.hidden_size, dtype=model.dtype, device=head.device)
+                tokens_N = torch.zeros(0, dtype=torch.long, device=head.device)
+            columns = _scored_columns(head, hidden_NH, tokens_N, want, temperature)
+            columns["logprobs_R"][_unreadable(rows, head.vocabulary)] = np.nan
+            for i, (start, stop) in zip(batch, pairwise(bounds), strict=True):
+                part = {name: column[start:stop] for name, column in columns.items()}
+                results[i] = TokenScores(source, **part, head=head if want.kind == "full" else None)
     return [results[i] for i in range(len(samples))]
 
 
 def _scored_columns(
     head: Head, hidden_NH: Tensor, tokens_N: Tensor, want: Want, temperature: float
-) -> Iterator[np.ndarray | None]:
-    """logprobs_N, topk_ids_NK, topk_logprobs_NK, hidden_NH as numpy; None where not wanted."""
-    top: list[tuple[Tensor, Tensor]] = []
+) -> dict[str, np.ndarray]:
+    """The arrays of TokenScores by name, for the whole micro-batch, as numpy."""
+    C = chunk_length(head.vocabulary, head.device)
+    found: dict[str, list[Tensor]] = {"logprobs_R": []}
+    for hidden_CH, tokens_C in zip(hidden_NH.split(C), tokens_N.split(C), strict=True):
+        logprobs_CV = head.logprobs(hidden_CH, temperature)
+        known_C = tokens_C.clamp(max=head.vocabulary - 1)
+        found["logprobs_R"].append(logprobs_CV.gather(-1, known_C[:, None]).squeeze(-1))
+        if want.kind == "topk":
+            top = logprobs_CV.topk(min(want.k, head.vocabulary))
+            found.setdefault("topk_logprobs_RK", []).append(top.values)
+            found.setdefault("topk_ids_RK", []).append(top.indices.int())
+    if want.kind == "full":
+        found["hidden_RH"] = [hidden_NH.float()]
+    return {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}
 
-    def keep_top(logprobs_CV: Tensor, _: slice) -> Tensor:
-        values, ids = logprobs_CV.topk(min(want.k, logprobs_CV.shape[-1]))
-        top.append((values.cpu(), ids.cpu()))
-        return logprobs_CV[:, 0]
 
-    stats = token_stats(head, hidden_NH, tokens_N, temperature, keep_top if want.kind == "topk" else None)
-    yield stats.logprobs_N.float().cpu().numpy()
-    yield torch.cat([ids for _, ids in top]).to(torch.int32).numpy() if top else None
-    yield torch.cat([values for values, _ in top]).float().numpy() if top else None
-    yield hidden_NH.float().cpu().numpy() if want.kind == "full" else None
+def _unreadable(samples: Sequence[Sample], vocabulary: int) -> np.ndarray:
+    """bool [N]: at or after a token of the sample that is outside the vocabulary."""
+    lost = [np.logical_or.accumulate(s.token_ids_T >= vocabulary)[s.mask_T] for s in samples]
+    return np.concatenate(lost)

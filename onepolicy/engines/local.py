@@ -30,8 +30,7 @@ from onepolicy.engines.text import Renderer
 from onepolicy.types import Finish, Sample, Task
 
 PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")  # names: transformers 5.17 lacks the last
-ADMIT_SHARE = 0.25  # free places, as a share of the batch, that make reading new prompts worth a copy of the cache
-DROP_SHARE = 0.125  # finished rows, as a share of the batch, that make dropping them worth a copy of the cache
+SHARE = 0.125  # finished rows or free places, as a share of the batch, that are worth a copy of the cache
 
 
 @dataclass(slots=True)
@@ -107,11 +106,12 @@ class LocalEngine:
         """Write all rows; yield each when it has ended."""
         yield from (row for row in rows if row.finish)
         # Long ones first, so that the end of the job is not one long row; it also makes neighbours' prompts alike.
-        waiting = deque(sorted((row for row in rows if not row.finish), key=lambda row: (-row.limit, -len(row.prompt))))
+        order = (lambda row: (-row.limit, -len(row.prompt))) if self.joins else (lambda row: -len(row.prompt))
+        waiting = deque(sorted((row for row in rows if not row.finish), key=order))
         batch = Batch(self.model)
         while waiting or batch.rows:
             room = self.batch_size - batch.alive
-            worth_it = self.joins and room >= min(len(waiting), ADMIT_SHARE * self.batch_size)
+            worth_it = self.joins and room >= min(len(waiting), SHARE * self.batch_size)
             if waiting and (worth_it or not batch.rows):
                 new = Batch(self.model)
                 logits_BV = new.read(self._take(waiting, room))
@@ -120,7 +120,7 @@ class LocalEngine:
             else:
                 logits_BV = batch.step()
                 yield from self._append(batch, logits_BV, sampling)
-                batch.drop_finished(DROP_SHARE)
+                batch.drop_finished(SHARE)
 
     def _take(self, waiting: deque[Row], room: int) -> list[Row]:
         """The next rows to read: at most `room`, and prompts of at most `prefill_tokens`, padding included."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from onepolicy.config import MopdConfig, RlvrConfig, SftConfig
+from onepolicy.config import AnyRun, MopdConfig, RlvrConfig, SftConfig
 from onepolicy.run import is_finished
 
 
-def run(config: SftConfig | RlvrConfig | MopdConfig) -> None:
+def run(config: AnyRun) -> None:
     """Run, or resume, what `config` describes. The result is in `config.output`; a finished run returns at once."""
     if is_finished(config):
         return

@@ -2,7 +2,7 @@
 
 The student answers prompts of all domains by itself; the one expert of each prompt's domain scores every token:
 
-    A_t = sg[ log π_d(y_t) − log π_θ(y_t) ], clipped to ±5        L = − E[ 1/|y| Σ_t w_t (A_t + α Â_outcome) log π_θ(y_t) ]
+    A_t = sg[ log π_d(y_t) − log π_θ(y_t) ], clipped to ±5     L = − E[ 1/|y| Σ_t w_t (A_t + α Â_outcome) log π_θ(y_t) ]
 
 w_t zeroes tokens whose ratio between learner and engine leaves a band. Instead of the sampled form: the teacher's
 top-k, or the whole vocabulary (`loss.distill.estimator`). Hard routing by domain; teachers are frozen.

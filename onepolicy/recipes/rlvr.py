@@ -11,7 +11,8 @@ from __future__ import annotations
 from onepolicy.config import RlvrConfig
 from onepolicy.rollout import annotate_advantages, groups_of, learn
 from onepolicy.session import Session
-from onepolicy.types import Sample, Want, Weights
+from onepolicy.teachers import wanted
+from onepolicy.types import Sample, Weights
 
 
 def rlvr(config: RlvrConfig) -> None:
@@ -19,6 +20,7 @@ def rlvr(config: RlvrConfig) -> None:
         reference = None
         if config.reference_kl > 0:
             reference = session.frozen({"reference": config.model}, dict.fromkeys(config.domains, "reference"))
+        want = wanted(config.loss.distill)
 
         for step in session.steps():
             samples = draw_groups(session, config, step)
@@ -27,7 +29,7 @@ def rlvr(config: RlvrConfig) -> None:
                 masked = config.overlong == "mask" and sample.finish == "length"
                 sample.weights = Weights(pg=0.0 if masked else 1.0, distill=0.0 if masked else config.reference_kl)
             if reference is not None:
-                for sample, scores in zip(samples, reference.score(samples, Want("sampled")), strict=True):
+                for sample, scores in zip(samples, reference.score(samples, want), strict=True):
                     sample.teacher = scores
             metrics = learn(session.learner, samples, config.inner_updates)
             session.log(step, samples, metrics)

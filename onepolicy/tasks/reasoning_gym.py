@@ -57,7 +57,7 @@ class ReasoningGymOptions(SourceOptions):
     """One task by `name`, or several as `composite`.
 
     `extract` says where in the response the answer stands: all of it, inside the last <answer> tag, or its last line.
-    `prompt` is a template around {question}. `corrupt` is the probability that a demonstration has one character wrong.
+    `prompt` is a template around {question}. `binary` takes away partial credit. `corrupt` is the probability that a demonstration has one character wrong.
     """
 
     name: str | None = None
@@ -66,6 +66,7 @@ class ReasoningGymOptions(SourceOptions):
     composite: list[Part] = Field([], description="parts with their own name, weight, config and question_regex")
     extract: Literal["whole", "answer_tag", "last_line"] = "whole"
     prompt: str = "{question}"
+    binary: bool = False
     corrupt: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @property
@@ -129,7 +130,8 @@ class ReasoningGymSource:
         answer = _extract(response, self.options.extract)
         if answer is None:
             return Grade(0.0, f"no answer found by extract: {self.options.extract}")
-        return Grade(float(self._graders[task.metadata["part"]].score_answer(answer, task.metadata["entry"])))
+        score = float(self._graders[task.metadata["part"]].score_answer(answer, task.metadata["entry"]))
+        return Grade(0.0, f"partial credit {score:g}") if self.options.binary and score < 1 else Grade(score)
 
     def gold(self, task: Task) -> str | None:
         if task.reference is None:

@@ -1,0 +1,107 @@
+"""What the loss of a step is made of, and which combinations are refused because they cannot work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from onepolicy.strict import Strict
+
+
+class PolicyConfig(Strict):
+    """The policy-gradient loss. `dual_clip` bounds negative advantages at large ratios (None: off).
+
+    gspo clips by default to [1 - 3e-4, 1 + 4e-4], as its paper does: a sequence's mean ratio stays far closer to 1.
+    """
+
+    kind: Literal["ppo", "cispo", "reinforce", "gspo"] = "ppo"
+    clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
+    clip_high: NonNegativeFloat = 0.28
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clip_by_kind(cls, data: Any) -> Any:
+        narrow = isinstance(data, Mapping) and data.get("kind") == "gspo"
+        return {"clip_low": 3e-4, "clip_high": 4e-4, **data} if narrow else data
+
+    @model_validator(mode="after")
+    def _dual_clip_belongs_to_ppo(self) -> Self:
+        if self.dual_clip is not None and self.kind != "ppo":
+            raise ValueError(f"dual_clip={self.dual_clip} belongs to kind ppo, not {self.kind}: remove it")
+        return self
+
+
+class ImportanceConfig(Strict):
+    """Weights between the engine that wrote a token and the learner (MiMo-V2-Flash §4.4).
+
+    `gate` zeroes a token whose ratio leaves [low, high]; `truncate` caps the ratio at `high`.
+    """
+
+    mode: Literal["off", "gate", "truncate"] = "gate"
+    low: NonNegativeFloat = 0.5
+    high: PositiveFloat = 2.0
+
+    @model_validator(mode="after")
+    def _brackets_one(self) -> Self:
+        if self.mode != "off" and not self.low <= 1 <= self.high:
+            raise ValueError(f"low={self.low} and high={self.high} must bracket 1, the ratio of equal engines")
+        return self
+
+
+class DistillConfig(Strict):
+    """What "move the student towards the teacher" means, per token (MOPD Eq. 1-5).
+
+    estimator  sampled  the teacher's and student's log-probs of the sampled token; as an advantage (Eq. 3-4)
+               k2, k3   Schulman's estimators on the sampled token, differentiated; k3's gradient is *forward* KL's
+               topk     over the teacher's k most likely tokens (Eq. 5)
+               full     over the whole vocabulary (Eq. 1)
+    transform  of the sampled signal: clip to ±max_signal, log_compress, power (PowerOPD), none
+    """
+
+    estimator: Literal["sampled", "k1", "k2", "k3", "topk", "full"] = "sampled"
+    apply: Literal["advantage", "loss"] | None = None
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
+    k: PositiveInt = 64
+    topk: Literal["corrected", "uncorrected", "renormalised", "tail"] = "corrected"
+    jsd_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    transform: Literal["clip", "log_compress", "power", "none"] = "clip"
+    max_signal: PositiveFloat = 5.0
+    power: PositiveFloat = 5.0
+    refresh: bool = Field(True, description="at each of several inner updates, use the student's current log-probs")
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_work(self) -> Self:
+        estimator = self.estimator
+        if estimator == "k1" or (estimator == "sampled" and self.apply == "loss"):
+            raise ValueError(
+                "k1 (the sampled log-ratio) as a direct loss has zero expected gradient and never sees the teacher: "
+                "use estimator: sampled with apply: advantage, or estimator: k2"
+            )
+        if estimator in ("topk", "full") and self.apply == "advantage":
+            raise ValueError(
+                f"a {estimator} divergence collapsed to a scalar advantage on the sampled token carries no useful "
+                "gradient: use apply: loss, or estimator: sampled"
+            )
+        if estimator in ("k2", "k3") and self.apply == "advantage":
+            raise ValueError(f"{estimator} is differentiated, it is no advantage: use apply: loss, or sampled")
+        if estimator == "topk" and self.topk == "renormalised" and self.k == 1:
+            raise ValueError("renormalised top-k with k = 1 is identically 0: use k > 1 or topk: corrected")
+        if self.divergence != "reverse_kl" and estimator in ("sampled", "k2", "k3"):
+            raise ValueError(f"divergence {self.divergence} needs estimator: topk or full, not {estimator}")
+        if self.divergence == "jsd" and estimator == "topk":
+            raise ValueError("jsd needs the whole vocabulary: use estimator: full")
+        if self.divergence == "forward_kl" and estimator == "topk" and self.topk != "corrected":
+            raise ValueError(f"forward_kl over the teacher's top-k has one form: drop topk: {self.topk}")
+        return self
+
+
+class LossConfig(Strict):
+    """How one step turns annotations into a number. `sequence`: mean over tokens, then over sequences."""
+
+    reduction: Literal["sequence", "token"] = "sequence"
+    policy: PolicyConfig = PolicyConfig()
+    distill: DistillConfig = DistillConfig()
+    importance: ImportanceConfig = ImportanceConfig()

@@ -1,0 +1,54 @@
+"""What all config classes share: immutable, no unknown keys, and faults worded so that the fix is clear."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message lists every fault with its place and the fix."""
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """A suggestion for a misspelt name: the closest known one, else all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+
+
+class Strict(BaseModel):
+    """Base of every config class: immutable, and an unknown key is an error with a suggestion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _suggest_known_keys(cls, data: Any, handler: ValidatorFunctionWrapHandler) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            # Here the class is known, and with it the keys to suggest; the same faults go on, in better words.
+            faults = [
+                InitErrorDetails(
+                    type=PydanticCustomError(fault["type"], cls._worded(fault)), loc=fault["loc"], input=fault["input"]
+                )
+                for fault in error.errors()
+            ]
+            raise ValidationError.from_exception_data(cls.__name__, faults) from None
+
+    @classmethod
+    def _worded(cls, fault: ErrorDetails) -> str:
+        if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
+            return f"unknown key: {did_you_mean(str(fault['loc'][0]), list(cls.model_fields))}"
+        return fault["msg"]
+
+
+def fault_line(fault: ErrorDetails, *above: str) -> str:
+    """One fault as `place.in.the.file: what is wrong (got what)`."""
+    place = ".".join([*above, *map(str, fault["loc"])]) or "the run"
+    given = "" if fault["type"] in ("value_error", "missing", "extra_forbidden") else f" (got {fault['input']!r:.200})"
+    return f"{place}: {fault['msg'].removeprefix('Value error, ')}{given}"

@@ -1,0 +1,104 @@
+"""Small runs for the tests of recipes, run folders and the command line: two domains, a model of one layer."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onepolicy.cli import main
+from onepolicy.config import AnyRun, ScratchConfig, parse_run
+from onepolicy.models import save_model
+from onepolicy.tiny import from_scratch
+
+ARCHITECTURE: dict[str, Any] = {
+    "model_type": "qwen3",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 64,
+}
+SCRATCH: dict[str, Any] = {"architecture": ARCHITECTURE, "alphabet": "abcdefghijklmnopqrstuvwxyz0123456789:+"}
+DOMAINS: dict[str, Any] = {
+    half: {"tasks": {"kind": "custom", "source": "tests.early:Early", "options": {"half": half}}, "eval_size": 4}
+    for half in ("early", "late")
+}
+
+
+def checkpoint(folder: Path, seed: int) -> str:
+    """A freshly initialised model as a Hugging Face folder."""
+    if not folder.is_dir():
+        save_model(*from_scratch(ScratchConfig(**SCRATCH), seed), folder)
+    return str(folder)
+
+
+def settings(recipe: str, folder: Path, **changes: Any) -> dict[str, Any]:
+    """A run of four steps in `folder`/`recipe`, as a file would say it. Models go into `folder` too."""
+    common: dict[str, Any] = {
+        "recipe": recipe,
+        "output": str(folder / recipe),
+        "domains": DOMAINS,
+        "steps": 4,
+        "optim": {"learning_rate": 1e-3},
+        "checkpoint": {"every": 2},
+        "eval": {"n": 1},
+        "device": "cpu",
+    }
+    if recipe == "sft":
+        own: dict[str, Any] = {"model": {"scratch": SCRATCH}, "batch_size": 8, "rollout": {"max_new_tokens": 4}}
+    else:
+        own = {"model": checkpoint(folder / "origin", 0), "rollout": {"prompts": 4, "n": 4, "max_new_tokens": 4}}
+    if recipe == "mopd":
+        own["teachers"] = {name: checkpoint(folder / f"teacher-{name}", i) for i, name in enumerate(DOMAINS, 1)}
+        own["rollout"] = {"prompts": 8, "max_new_tokens": 4}
+        own["check"] = {"samples": 2, "warn_reverse_kl": 100, "warn_overlap": 0.01}
+    return common | own | changes
+
+
+def run_of(recipe: str, folder: Path, **changes: Any) -> AnyRun:
+    return parse_run(settings(recipe, folder, **changes))
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a run's result."""
+    from safetensors.torch import load_file
+
+    return load_file(output / "model" / "model.safetensors")
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two nests of tensors and plain values are equal, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return bool(torch.equal(one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+# Processes that are forked from one in which torch is imported already, but nothing has run: real ones, and quick.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["onepolicy.commands"])
+
+
+def forked(*arguments: str, stderr: str = os.devnull) -> Any:
+    """The command line in a process of its own, already started."""
+    process = FORKS.Process(target=_command_line, args=(stderr, arguments))
+    process.start()
+    return process
+
+
+def _command_line(stderr: str, arguments: tuple[str, ...]) -> None:
+    for stream, path in ((1, os.devnull), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    sys.argv = ["onepolicy", *arguments]
+    main()

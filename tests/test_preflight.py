@@ -1,0 +1,201 @@
+"""Before anything long starts: a teacher that cannot teach this student is refused, a distant one is warned about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from onepolicy.config import ModelConfig, MopdConfig, ScratchConfig, parse_run
+from onepolicy.diagnostics import policy_gap
+from onepolicy.engines.forward import live_head, score_samples
+from onepolicy.preflight import check_identity, check_teachers
+from onepolicy.session import Session
+from onepolicy.tasks.letters import ALPHABET
+from onepolicy.tiny import from_scratch
+from onepolicy.types import TokenScores, Want
+from tests.tiny_models import KINDS, batch, build
+
+
+def model_of(alphabet: str = ALPHABET, seed: int = 0, **changes: Any) -> tuple[Any, Any]:
+    return from_scratch(ScratchConfig(architecture=KINDS["qwen3"] | changes, alphabet=alphabet), seed)
+
+
+def stored(folder: Path, model: Any, tokenizer: Any) -> ModelConfig:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return ModelConfig(path=str(folder))
+
+
+def checked(tmp_path: Path, change: Callable[[Any, Any], None] = lambda model, tokenizer: None, **options: Any) -> None:
+    """The student is plain; the teacher is the same but for `options`, and `change` applied to (model, tokenizer)."""
+    model, tokenizer = model_of(**options)
+    change(model, tokenizer)
+    check_identity("expert", stored(tmp_path / "teacher", model, tokenizer), *model_of())
+
+
+def test_a_teacher_of_the_same_make_passes(tmp_path):
+    checked(tmp_path, seed=1)
+
+
+def test_a_permuted_tokenizer_is_refused(tmp_path):
+    swapped = "b" + "a" + ALPHABET[2:]
+    with pytest.raises(ValueError, match=r"'expert' has another tokenizer: 2 tokens .*'a' is 6 in .* and 7 in"):
+        checked(tmp_path, alphabet=swapped)
+
+
+def test_a_tokenizer_with_other_tokens_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"1 tokens differ, for example '!' is absent in the student and 44 in the"):
+        checked(tmp_path, alphabet=ALPHABET + "!")
+
+
+def test_another_end_token_is_refused(tmp_path):
+    def another_end(model: Any, tokenizer: Any) -> None:
+        model.generation_config.eos_token_id = [1, 3]
+
+    with pytest.raises(ValueError, match=r"ends an answer with tokens \[1, 3\], the student with \[1\]: set"):
+        checked(tmp_path, another_end)
+
+
+def test_another_chat_template_is_refused(tmp_path):
+    def another_template(model: Any, tokenizer: Any) -> None:
+        tokenizer.chat_template = tokenizer.chat_template.replace("<{{ message.role }}>", "<{{ message.role }}>:")
+
+    with pytest.raises(ValueError, match=r"renders a chat as '<user>:1 a.*, the student as '<user>1 a"):
+        checked(tmp_path, another_template)
+
+    def none_at_all(model: Any, tokenizer: Any) -> None:
+        tokenizer.chat_template = None
+
+    with pytest.raises(ValueError, match=r"renders a chat as 'no chat template', the student as"):
+        checked(tmp_path / "base", none_at_all)
+
+
+def test_a_template_that_is_written_otherwise_and_renders_the_same_passes(tmp_path):
+    def reworded(model: Any, tokenizer: Any) -> None:
+        tokenizer.chat_template = "{# the same #}" + tokenizer.chat_template
+
+    checked(tmp_path, reworded)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused_and_a_padded_one_passes(tmp_path):
+    with pytest.raises(ValueError, match="has a vocabulary of 40, less than the student's tokenizer of 44"):
+        checked(tmp_path / "small", vocab_size=40)
+    checked(tmp_path / "padded", vocab_size=64)
+
+
+# -- on the student's own rollouts -------------------------------------------------------------------------------------
+
+
+def mopd(tmp_path: Path, teacher: ModelConfig, student: ModelConfig, **check: Any) -> MopdConfig:
+    data = {
+        "recipe": "mopd",
+        "output": str(tmp_path / "run"),
+        "model": student.model_dump(exclude_none=True),
+        "domains": {"sort": {"tasks": {"kind": "letters", "task": "sort"}, "eval_size": 8}},
+        "teachers": {"expert": {"model": teacher.model_dump(exclude_none=True), "domains": ["sort"]}},
+        "steps": 1,
+        "rollout": {"max_new_tokens": 8},
+        "check": {"samples": 8, "overlap_k": 5, **check},
+        "device": "cpu",
+    }
+    config = parse_run(data)
+    assert isinstance(config, MopdConfig)
+    return config
+
+
+def reports(config: MopdConfig):
+    with Session(config, config.loss) as session:
+        models = {name: teacher.model for name, teacher in config.teachers.items()}
+        return check_teachers(session, session.frozen(models, config.routes), config.check)
+
+
+def test_the_students_own_weights_as_a_teacher_are_at_distance_zero(tmp_path, capsys):
+    same = stored(tmp_path / "m", *model_of())
+    (report,) = reports(mopd(tmp_path, same, same))
+    assert (report.domain, report.teacher, report.warnings) == ("sort", "expert", ())
+    assert report.reverse_kl == pytest.approx(0, abs=1e-6)
+    assert report.symmetric_kl == pytest.approx(0, abs=1e-6)
+    assert (report.overlap, report.invalid_share) == (1.0, 0.0)
+    assert report.tokens >= 8
+    assert "warning" not in capsys.readouterr().err
+    kept = json.loads((tmp_path / "run" / "teachers.json").read_text())
+    assert kept[0]["overlap"] == 1.0
+
+
+def test_a_teacher_far_away_is_warned_about_with_its_numbers(tmp_path, capsys):
+    far, tokenizer = model_of(seed=1)
+    with torch.no_grad():
+        far.get_output_embeddings().weight.mul_(20)
+    config = mopd(tmp_path, stored(tmp_path / "t", far, tokenizer), stored(tmp_path / "s", *model_of()))
+    (report,) = reports(config)
+    assert report.reverse_kl > 0.15
+    assert report.overlap < 0.6
+    said = capsys.readouterr().err
+    assert f"teacher 'expert' is {report.reverse_kl:.3f} nats a token away from the student in 'sort'" in said
+    assert "of its top 5 tokens" in said
+
+
+@pytest.mark.parametrize("padded", ["teacher", "student"])
+def test_a_padded_vocabulary_is_compared_over_what_both_have(padded, tmp_path):
+    narrow, tokenizer = model_of()
+    wide, _ = model_of(vocab_size=64)
+    with torch.no_grad():
+        for target, source in zip(wide.parameters(), narrow.parameters(), strict=True):
+            target[: len(source)] = source
+    one, other = stored(tmp_path / "n", narrow, tokenizer), stored(tmp_path / "w", wide, tokenizer)
+    teacher, student = (other, one) if padded == "teacher" else (one, other)
+    (report,) = reports(mopd(tmp_path, teacher, student, max_invalid_share=1.0))
+    assert report.reverse_kl == pytest.approx(0, abs=1e-6)
+    assert report.overlap == 1.0
+
+
+def test_broken_weights_are_refused_before_training(tmp_path):
+    broken, tokenizer = model_of(seed=1)
+    with torch.no_grad():
+        broken.base_model.norm.weight[0] = float("nan")
+    student = stored(tmp_path / "s", *model_of())
+    with pytest.raises(ValueError, match="not finite"):
+        reports(mopd(tmp_path, stored(tmp_path / "t", broken, tokenizer), student))
+
+
+def test_scores_that_are_not_finite_on_the_students_tokens_are_refused(tmp_path):
+    """Weights that only some tokens reach: the probe at loading may miss them, the student's answers do not."""
+    broken, tokenizer = model_of(tie_word_embeddings=False)
+    with torch.no_grad():
+        broken.get_input_embeddings().weight[20:].fill_(float("nan"))
+    student = stored(tmp_path / "s", *model_of())
+    with pytest.raises(ValueError, match=r"gives no finite log-prob for .*% of the student's tokens in 'sort'"):
+        reports(mopd(tmp_path, stored(tmp_path / "t", broken, tokenizer), student))
+
+
+# -- the gap itself ----------------------------------------------------------------------------------------------------
+
+
+def test_the_gap_equals_its_definition_and_leaves_unscored_tokens_out():
+    samples = batch([(3, 5), (2, 0), (4, 3)])
+    p, q = (
+        score_samples(m, live_head(m), samples, Want("full"), source="", temperature=2.0, tokens_per_batch=99)
+        for m in (build(seed=0)[0], build(seed=1)[0])
+    )
+    q[0].logprobs_R[1] = np.nan
+    found = policy_gap(p, q, 4, temperature=2.0)
+
+    def distributions(scores: list[TokenScores]) -> np.ndarray:
+        hidden = np.concatenate([scores[0].hidden_RH[[0, 2, 3, 4]], scores[2].hidden_RH])
+        return (scores[0].head.logits(torch.from_numpy(hidden)) / 2).log_softmax(-1).detach().numpy().astype(float)
+
+    a, b = distributions(p), distributions(q)
+    reverse, forward = (np.exp(a) * (a - b)).sum(-1).mean(), (np.exp(b) * (b - a)).sum(-1).mean()
+    overlap = np.mean([len({*np.argsort(-x)[:4]} & {*np.argsort(-y)[:4]}) / 4 for x, y in zip(a, b, strict=True)])
+    assert found.tokens == 7
+    assert found.reverse_kl == pytest.approx(reverse, rel=1e-4)
+    assert found.symmetric_kl == pytest.approx((reverse + forward) / 2, rel=1e-4)
+    assert found.overlap == pytest.approx(overlap)
+    with pytest.raises(ValueError, match="no token"):
+        policy_gap([p[1]], [q[1]], 4)

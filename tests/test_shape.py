@@ -1,0 +1,154 @@
+"""The shape of the code: who may import whom, how long things may get, what the front door may cost.
+
+A ratchet: raising a number or moving a module here is a decision, and its reason belongs beside it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "onepolicy"
+MAX_LINES, MAX_FUNCTION, MAX_FIELDS = 400, 60, 12
+
+# From the bottom up. A module imports from lower layers only, and a folder also from itself. What shares a layer does
+# not know of each other.
+LAYERS: list[set[str]] = [
+    {"types", "strict"},
+    {"lossconfig", "progress", "merging"},
+    {"config"},
+    {"configfile", "tasks", "objectives", "tiny", "meter", "evaluation"},
+    {"run", "engines"},
+    {"models", "diagnostics"},
+    {"teachers", "learner"},
+    {"rollout", "preflight"},
+    {"session"},
+    {"recipes", "report"},
+    {"commands"},
+    {"demo"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    """The module or the folder that a file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of all that a file imports when it runs, inside functions too."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+            for alias in node.names:
+                is_module = node.module == "onepolicy" and alias.name in LAYER
+                yield node.lineno, f"{node.module}.{alias.name}" if is_module else str(node.module)
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {part(path) for path in MODULES} == set(LAYER)
+
+
+def test_imports_go_one_way() -> None:
+    wrong = []
+    for path in MODULES:
+        ours = part(path)
+        for line, name in imports(path):
+            package, _, rest = name.partition(".")
+            theirs = rest.partition(".")[0] or "__init__"
+            if package == "onepolicy" and theirs != ours and LAYER[theirs] >= LAYER[ours]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {ours} must not import {theirs}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_recipe_knows_torch() -> None:
+    for path in (PACKAGE / "recipes").glob("*.py"):
+        names = [name.partition(".")[0] for _, name in imports(path)]
+        assert not {"torch", "transformers"} & set(names), path.name
+
+
+def test_modules_and_functions_stay_short() -> None:
+    long = []
+    for path in MODULES:
+        text = path.read_text()
+        if len(text.splitlines()) > MAX_LINES:
+            long.append(f"{path.relative_to(ROOT)} has {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno is not None:
+                lines = node.end_lineno - node.lineno + 1
+                if lines > MAX_FUNCTION:
+                    long.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.name} has {lines} lines")
+    assert not long, "\n".join(long)
+
+
+def test_config_classes_stay_small() -> None:
+    modules = ["onepolicy.config", "onepolicy.lossconfig"]
+    modules += [f"onepolicy.tasks.{path.stem}" for path in (PACKAGE / "tasks").glob("*.py") if path.stem != "__init__"]
+    seen = 0
+    for module in map(importlib.import_module, modules):
+        for item in vars(module).values():
+            if isinstance(item, type) and issubclass(item, BaseModel) and item.__module__ == module.__name__:
+                seen += 1
+                assert len(item.__annotations__) <= MAX_FIELDS, item.__name__
+    assert seen > 20
+
+
+def test_heavy_imports_stay_out_of_the_front_door() -> None:
+    light = [
+        "",
+        ".cli",
+        ".config",
+        ".configfile",
+        ".types",
+        ".run",
+        ".recipes",
+        ".tasks",
+        ".tasks.worker",
+        ".evaluation",
+    ]
+    heavy = ["torch", "transformers", "reasoning_gym", "matplotlib", "datasets", "pyarrow"]
+    script = (
+        "import importlib, sys\n"
+        f"for name in {light}: importlib.import_module('onepolicy' + name)\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout == "[]\n"
+
+
+# What turns many losses into one. A division by something else (a temperature) is no reduction, and this check cannot
+# tell them apart; that no step depends on the split into micro-batches is tested in test_learner.py.
+REDUCTIONS = {"mean", "nanmean", "average", "cross_entropy", "nll_loss", "kl_div"}
+# advantages: numpy, means of rewards. balance: shares of components. reduce: the place for it.
+EXCEPT = {"advantages.py", "balance.py", "reduce.py"}
+
+
+def test_only_reduce_averages_a_loss() -> None:
+    paths = [PACKAGE / "learner.py", PACKAGE / "engines" / "forward.py", *(PACKAGE / "recipes").glob("*.py")]
+    paths += [path for path in (PACKAGE / "objectives").glob("*.py") if path.name not in EXCEPT]
+    for path in paths:
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        names = {node.func.attr for node in calls if isinstance(node.func, ast.Attribute)}
+        assert not names & REDUCTIONS, path.name

@@ -1,0 +1,314 @@
+"""Routing keeps samples and scores together; a shelf of teachers scores as each would alone, at the memory of one."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from onepolicy.config import DistillConfig, ModelConfig
+from onepolicy.engines.forward import live_head, score_samples
+from onepolicy.teachers import Routed, Shelf, fingerprint, open_teachers, wanted, weight_files
+from onepolicy.types import Sample, TokenScores, Want
+from tests.tiny_models import KINDS, MIXED, batch, build, plain_logprobs, sample, store
+
+SAMPLED = Want("sampled")
+
+
+class Constant:
+    """A scorer that says the same number of every token, and remembers what it was asked."""
+
+    def __init__(self, value: float) -> None:
+        self.value, self.asked = value, []
+
+    def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
+        self.asked.append([one.group for one in samples])
+        return [TokenScores("c", np.full(one.length, self.value, np.float32)) for one in samples]
+
+
+def shelf(tmp_path: Path, vocabulary: int = 38, tokens_per_batch: int = 64) -> Shelf:
+    return Shelf(
+        device=torch.device("cpu"),
+        temperature=1.0,
+        tokens_per_batch=tokens_per_batch,
+        vocabulary=vocabulary,
+        spool=tmp_path / "spool",
+    )
+
+
+def config(folder: Path, dtype: str = "float32") -> ModelConfig:
+    return ModelConfig(path=str(folder), dtype=dtype)
+
+
+def plainly(folder: Path, samples: Sequence[Sample], want: Want = SAMPLED, dtype: torch.dtype = torch.float32):
+    """A whole model of its own, loaded by transformers, scored in the same micro-batches."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return score_samples(model, live_head(model), samples, want, source="p", temperature=1.0, tokens_per_batch=64)
+
+
+def assert_same(scores: Sequence[TokenScores], others: Sequence[TokenScores]) -> None:
+    for one, other in zip(scores, others, strict=True):
+        np.testing.assert_array_equal(one.logprobs_R, other.logprobs_R)
+
+
+# -- routing -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_sample_gets_its_own_domains_teacher_in_the_original_order():
+    one, two = Constant(1.0), Constant(2.0)
+    samples = batch([(2, 3)] * 4, ["math", "code"])
+    scores = Routed({"math": one, "code": two}).score(samples, SAMPLED)
+    assert [s.logprobs_R.tolist() for s in scores] == [[1.0] * 3, [2.0] * 3] * 2
+    assert (one.asked, two.asked) == ([[0, 2]], [[1, 3]])
+
+
+def test_two_domains_of_one_scorer_make_one_call_and_an_absent_domain_makes_none():
+    one, two = Constant(1.0), Constant(2.0)
+    samples = batch([(2, 3)] * 4, ["math", "logic"])
+    Routed({"math": one, "code": two, "logic": one}).score(samples, SAMPLED)
+    assert (one.asked, two.asked) == ([[0, 1, 2, 3]], [])
+    assert Routed({"math": one}).score([], SAMPLED) == []
+
+
+def test_an_unknown_domain_raises_before_anything_is_scored():
+    one = Constant(1.0)
+    with pytest.raises(ValueError, match="no teacher for domain 'poetry'; there are teachers for math"):
+        Routed({"math": one}).score(batch([(2, 3)] * 2, ["math", "poetry"]), SAMPLED)
+    assert one.asked == []
+    with pytest.raises(ValueError, match="at least one teacher"):
+        Routed({})
+
+
+def test_a_scorer_that_loses_a_sample_is_caught():
+    class Lossy(Constant):
+        def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
+            return super().score(samples, want)[1:]
+
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        Routed({"math": Lossy(0.0)}).score(batch([(2, 3)] * 2, ["math"]), SAMPLED)
+
+
+def test_shuffled_domains_come_back_in_order_and_score_as_each_teacher_alone(tmp_path):
+    folders = {name: store(tmp_path / name, seed=i) for i, name in enumerate(("math", "code", "chat"))}
+    samples = batch(MIXED * 3, ["code", "chat", "math", "math", "code"])
+    np.random.default_rng(0).shuffle(samples)
+    routed = open_teachers({n: config(f) for n, f in folders.items()}, {n: n for n in folders}, shelf(tmp_path))
+    for want in (SAMPLED, Want("topk", 4), Want("full")):
+        scores = routed.score(samples, want)
+        assert [s.source for s in scores] == [one.task.domain for one in samples]
+        for name, folder in folders.items():
+            rows = [i for i, one in enumerate(samples) if one.task.domain == name]
+            expected = plainly(folder, [samples[i] for i in rows], want)
+            assert_same([scores[i] for i in rows], expected)
+
+
+def test_two_routes_to_one_checkpoint_are_one_teacher_bit_for_bit(tmp_path):
+    folder = store(tmp_path / "one")
+    (tmp_path / "link").symlink_to(folder)
+    shared = shelf(tmp_path)
+    routed = open_teachers(
+        {"a": config(folder), "b": config(tmp_path / "link")}, {"math": "a", "code": "b", "chat": "a"}, shared
+    )
+    assert len({id(scorer) for scorer in routed.scorers.values()}) == 1
+    samples = batch(MIXED, ["math", "code", "chat"])
+    assert_same(routed.score(samples, SAMPLED), plainly(folder, samples))
+    assert shared.teacher("c", config(folder, "bfloat16")) is not routed.scorers["math"]
+
+
+# -- one resident at a time --------------------------------------------------------------------------------------------
+
+
+def mapped_files() -> set[str]:
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split(maxsplit=5)[5].strip() for line in lines if "/" in line}
+
+
+def test_one_teacher_is_resident_mapped_from_its_file_and_released_for_the_next(tmp_path):
+    folders = [store(tmp_path / name, seed=i) for i, name in enumerate("abc")]
+    shared = shelf(tmp_path)
+    teachers = [shared.teacher(folder.name, config(folder)) for folder in folders]
+    samples = batch(MIXED)
+    for number in (0, 1, 2, 0):
+        model = shared.activate(teachers[number])
+        gc.collect()
+        mine = [str(f / "model.safetensors") in mapped_files() for f in folders]
+        assert mine == [i == number for i in range(3)]
+        stored = load_file(folders[number] / "model.safetensors")
+        assert all(torch.equal(stored[name], parameter) for name, parameter in model.named_parameters())
+        del stored  # itself a map
+        assert_same(teachers[number].score(samples, SAMPLED), plainly(folders[number], samples))
+    assert len({id(shared.activate(teacher)) for teacher in teachers}) == 1
+    assert not shared.spool.exists()
+
+
+def test_teachers_of_different_architectures_take_turns(tmp_path):
+    folders = [store(tmp_path / kind, kind) for kind in ("qwen3", "llama", "gemma2")]
+    shared, samples = shelf(tmp_path), batch(MIXED)
+    for _ in range(2):
+        for folder in folders:
+            assert_same(shared.teacher(folder.name, config(folder)).score(samples, SAMPLED), plainly(folder, samples))
+    idle = [skeleton.model for skeleton in shared._skeletons.values()]
+    assert sum(parameter.numel() > 0 for model in idle for parameter in model.parameters()) == len(
+        list(idle[2].parameters())
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_head_of_an_evicted_teacher_still_gives_its_whole_distribution(kind, tmp_path):
+    folders = [store(tmp_path / str(seed), kind, seed) for seed in range(2)]
+    shared, one = shelf(tmp_path), sample(3, 6)
+    scores = [shared.teacher(f.name, config(f)).score([one], Want("full"))[0] for f in folders]
+    for folder, score in zip(folders, scores, strict=True):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        expected = model(input_ids=torch.from_numpy(one.token_ids_T).long()[None]).logits[0, 2:8].log_softmax(-1)
+        logprobs_RV = score.head.logprobs(torch.from_numpy(score.hidden_RH), 1.0)
+        torch.testing.assert_close(logprobs_RV, expected, atol=1e-5, rtol=0)
+    assert shared._resident.name == "1"
+
+
+# -- weights that lie otherwise ----------------------------------------------------------------------------------------
+
+
+def spooled(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "spool").glob("*"))
+
+
+def both_ways(tmp_path: Path, folder: Path, dtype: str = "float32") -> Shelf:
+    shared, samples = shelf(tmp_path), batch(MIXED)
+    teacher = shared.teacher("t", config(folder, dtype))
+    assert_same(teacher.score(samples, SAMPLED), plainly(folder, samples, dtype=getattr(torch, dtype)))
+    return shared
+
+
+def test_a_bfloat16_checkpoint_asked_in_float32_is_spooled_once(tmp_path):
+    model, tokenizer = build()
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    tokenizer.save_pretrained(tmp_path / "half")
+    both_ways(tmp_path, tmp_path / "half")
+    first = [path.stat().st_mtime_ns for path in spooled(tmp_path)]
+    both_ways(tmp_path, tmp_path / "half")
+    assert [path.stat().st_mtime_ns for path in spooled(tmp_path)] == first
+    assert len(first) == 1
+    both_ways(tmp_path / "as it lies", tmp_path / "half", "bfloat16")
+    assert spooled(tmp_path / "as it lies") == []
+
+
+def test_experts_that_are_apart_on_disk_and_fused_in_memory_are_spooled(tmp_path):
+    folders = [store(tmp_path / str(seed), "qwen3_moe", seed) for seed in range(2)]
+    stored = load_file(folders[0] / "model.safetensors")
+    assert any("experts.3." in name for name in stored), "else this test proves nothing"
+    shared, samples = shelf(tmp_path), batch(MIXED)
+    for _ in range(2):
+        for folder in folders:
+            assert_same(shared.teacher(folder.name, config(folder)).score(samples, SAMPLED), plainly(folder, samples))
+    assert len(spooled(tmp_path)) == 2
+
+
+def test_a_sharded_checkpoint_is_mapped_file_by_file(tmp_path):
+    model, tokenizer = build("llama")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    tokenizer.save_pretrained(tmp_path / "shards")
+    assert len(weight_files(tmp_path / "shards")) > 2
+    both_ways(tmp_path, tmp_path / "shards")
+    assert spooled(tmp_path) == []
+
+
+def test_other_safetensors_beside_the_checkpoint_are_left_alone(tmp_path):
+    folder, other = store(tmp_path / "m"), store(tmp_path / "n", seed=1)
+    (folder / "consolidated.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    both_ways(tmp_path, folder)
+    with pytest.raises(ValueError, match=r"no model\.safetensors in .*save_pretrained"):
+        weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_tied_and_untied_heads_are_mapped(kind, tied, tmp_path):
+    folder = store(tmp_path / "m", kind, tie_word_embeddings=tied)
+    assert ("lm_head.weight" in load_file(folder / "model.safetensors")) is not tied
+    shared = both_ways(tmp_path, folder)
+    model = shared.activate(shared.teacher("t", config(folder)))
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) is tied
+    assert spooled(tmp_path) == []
+
+
+def test_a_head_stored_apart_under_a_config_that_ties_it_is_not_confused_with_a_tied_one(tmp_path):
+    """transformers decides what such a checkpoint means; the shelf must follow it, whoever comes first."""
+    tied, apart = store(tmp_path / "tied"), store(tmp_path / "apart", tie_word_embeddings=False)
+    fields = json.loads((apart / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (apart / "config.json").write_text(json.dumps(fields))
+    for order in ([tied, apart], [apart, tied]):
+        shared, samples = shelf(tmp_path / order[0].name), batch(MIXED)
+        for folder in (*order, *order):
+            assert_same(shared.teacher(folder.name, config(folder)).score(samples, SAMPLED), plainly(folder, samples))
+
+
+def test_the_smaller_vocabulary_of_student_and_teacher_is_what_counts(tmp_path):
+    one = sample(3, 6)
+    narrow, wide = store(tmp_path / "narrow"), store(tmp_path / "wide", vocab_size=48)
+    scored = shelf(tmp_path).teacher("t", config(wide)).score([one], SAMPLED)[0]
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(wide)
+    logits_TV = model(input_ids=torch.from_numpy(one.token_ids_T).long()[None]).logits[0, 2:8, :38]
+    expected = logits_TV.log_softmax(-1)[torch.arange(6), one.token_ids_T[3:]].detach().numpy()
+    np.testing.assert_allclose(scored.logprobs_R, expected, atol=1e-5)
+
+    one.token_ids_T[6] = 40  # a row that only the student has: the teacher is silent from there on
+    scored = shelf(tmp_path, vocabulary=48).teacher("t", config(narrow)).score([one], Want("topk", 100))[0]
+    assert np.isfinite(scored.logprobs_R).tolist() == [True, True, True, False, False, False]
+    assert scored.topk_ids_RK.shape == (6, 38)
+    before = sample(3, 3)
+    before.token_ids_T[:] = one.token_ids_T[:6]
+    expected = plain_logprobs(AutoModelForCausalLM.from_pretrained(narrow), before)
+    np.testing.assert_allclose(scored.logprobs_R[:3], expected, atol=1e-5)
+
+
+# -- identity ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_tells_weights_tokenizer_template_and_dtype_apart(tmp_path):
+    base = fingerprint(config(store(tmp_path / "a")))
+    assert fingerprint(config(store(tmp_path / "same"))) == base
+
+    def differing(other: dict[str, str]) -> list[str]:
+        return [key for key in base if base[key] != other[key]]
+
+    assert differing(fingerprint(config(store(tmp_path / "b", seed=1)))) == ["weights"]
+    assert differing(fingerprint(config(tmp_path / "a", "bfloat16"))) == ["dtype"]
+    model, tokenizer = build()
+    model.save_pretrained(tmp_path / "c")
+    tokenizer.chat_template += " "
+    tokenizer.save_pretrained(tmp_path / "c")
+    assert differing(fingerprint(config(tmp_path / "c"))) == ["template"]
+    tokenizer.add_tokens(["new"])
+    tokenizer.save_pretrained(tmp_path / "c")
+    assert differing(fingerprint(config(tmp_path / "c"))) == ["tokenizer", "template"]
+
+
+def test_a_teacher_from_scratch_is_refused(tmp_path):
+    scratch = ModelConfig(scratch={"architecture": {"model_type": "qwen3"}, "alphabet": "ab"})
+    with pytest.raises(ValueError, match="not `scratch`"):
+        shelf(tmp_path).teacher("t", scratch)
+
+
+def test_broken_weights_are_refused_with_the_folder_named(tmp_path):
+    model, tokenizer = build()
+    with torch.no_grad():
+        model.base_model.norm.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    tokenizer.save_pretrained(tmp_path / "broken")
+    with pytest.raises(ValueError, match=r"broken.*not finite"):
+        shelf(tmp_path).teacher("t", config(tmp_path / "broken")).score([sample(3, 2)], SAMPLED)
+
+
+def test_what_a_teacher_is_asked_for_follows_the_estimator():
+    assert wanted(DistillConfig(estimator="sampled")) == Want("sampled")
+    assert wanted(DistillConfig(estimator="k3")) == Want("sampled")
+    assert wanted(DistillConfig(estimator="topk", k=7)) == Want("topk", 7)
+    assert wanted(DistillConfig(estimator="full")) == Want("full")
