@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import Mixture
 from onepolicy.types import Sample
 
-console = Console()
+WIDTH = 110  # of what is not a terminal: a score table with its intervals fits
+console = Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
 def run_and_report(config: AnyRun) -> None:

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from onepolicy.commands import show_report
+from onepolicy.commands import console, show_report
 from onepolicy.config import parse_run
 from onepolicy.run import is_finished, read_rows, write_atomic
 
@@ -69,7 +68,7 @@ def stages(folder: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
         "output": str(folder / "origin"),
         "model": {"scratch": {"architecture": ARCHITECTURE, "alphabet": ALPHABET}},
         "domains": DOMAINS,
-        "steps": 450,
+        "steps": 350,
         "batch_size": 128,
         "optim": {"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 20},
         "rollout": rollout,
@@ -95,7 +94,7 @@ def stages(folder: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
         "model": start,
         "domains": DOMAINS,
         "teachers": {domain: str(folder / f"expert-{domain}" / "model") for domain in DOMAINS},
-        "steps": 150,
+        "steps": 100,
         "optim": {"learning_rate": 2e-4},
         "rollout": rollout | {"prompts": 144},
         "loss": {"distill": {"estimator": "full"}},
@@ -105,19 +104,21 @@ def stages(folder: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
 
 
 WHY = {
-    "origin": "1 origin   supervised finetuning on flawed demonstrations of {domains}: the start of all that follows",
-    "experts": "2 experts  reinforcement learning, one expert a domain: right answers are rewarded, nothing is shown",
-    "student": "3 student  on-policy distillation: the student answers, the expert of the domain scores every token",
+    "origin": "1 origin: one small model imitates demonstrations of {domains}, 60% of which have one character wrong.\n"
+    "  It learns how, and to err. Experts and student all start from it: that keeps them close enough to teach.",
+    "experts": "2 experts: reinforcement learning, one expert a domain. Nobody shows them anything; right answers are\n"
+    "  rewarded. Each gets good at its domain, and at nothing else.",
+    "student": "3 student: multi-teacher on-policy distillation. The student answers prompts of all domains by itself;\n"
+    "  the expert of each prompt's domain says for every token how likely it would have been.",
 }
 
 
 def demo(folder: Path, seed: int) -> None:
     """Run (or resume) all stages, then print the table and the report's path."""
-    console = Console()
     began = time.monotonic()
     for stage, runs in stages(folder, seed).items():
         console.print(WHY[stage].format(domains=", ".join(DOMAINS)), highlight=False)
-        run_stage(runs, console)
+        run_stage(runs)
     pipeline = {
         "title": "Three experts in, one policy out",
         "domains": list(DOMAINS),
@@ -131,22 +132,22 @@ def demo(folder: Path, seed: int) -> None:
     console.print(f"done in {time.monotonic() - began:.0f} s", highlight=False)
 
 
-def run_stage(runs: list[dict[str, Any]], console: Console) -> None:
+def run_stage(runs: list[dict[str, Any]]) -> None:
     """Run some configurations in processes of their own, `PARALLEL` at a time. Raises RuntimeError if one fails."""
     waiting = [run for run in runs if not is_finished(parse_run(run))]
     running: dict[subprocess.Popen[bytes], dict[str, Any]] = {}
     columns = (TextColumn("  {task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[facts]}"), console=console, disable=not console.is_terminal) as bar:
+    shown = Progress(*columns, TextColumn("{task.fields[facts]}"), console=console, disable=not console.is_terminal)
+    with shown as bar:
         bars = {run["output"]: bar.add_task(Path(run["output"]).name, total=run["steps"], facts="") for run in runs}
         try:
             while waiting or running:
                 while waiting and len(running) < PARALLEL:
                     run = waiting.pop(0)
                     running[start(run)] = run
-                time.sleep(0.2)
+                time.sleep(0.5)
                 for process, run in list(running.items()):
-                    rows = read_rows(Path(run["output"]) / "metrics.jsonl")[-1:]
-                    for row in rows:
+                    for row in read_rows(Path(run["output"]) / "metrics.jsonl")[-1:]:
                         bar.update(bars[run["output"]], completed=row["step"], facts=facts(row))
                     if process.poll() is not None:
                         del running[process]

@@ -2,7 +2,8 @@
 
 `check_identity` compares files: tokenizer map, vocabulary, end tokens, chat template; a difference is an error that
 names both values. `check_teachers` lets the student answer a few prompts of each domain and reports how far its
-teacher is away, with a warning above a set level (MOPD: ≈.04 nats a token for teachers of one origin, ≈.19 for foreign ones).
+teacher is away, with a warning above a set level (MOPD: ≈.04 nats a token for teachers of the student's origin, ≈.19
+for foreign ones).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from onepolicy.config import LossConfig, ModelConfig, RunConfig
 from onepolicy.engines.base import Sampling
 from onepolicy.engines.local import LocalEngine
 from onepolicy.engines.text import Renderer
-from onepolicy.evaluation import Evaluation, evaluate
+from onepolicy.evaluation import Evaluation, evaluate, prompt_text
 from onepolicy.learner import Learner
 from onepolicy.models import load_model, pick_device
 from onepolicy.preflight import check_identity
@@ -71,7 +71,7 @@ class Session:
             config.optim,
             loss,
             temperature=config.rollout.temperature,
-            total_steps=config.steps,
+            total_steps=config.steps * getattr(config, "inner_updates", 1),
             dtype=DTYPES[config.model.dtype],
         )
         limits = {name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens}
@@ -237,12 +237,12 @@ def readable(sample: Sample, step: int) -> dict[str, Any]:
     return {
         "step": step,
         "domain": sample.task.domain,
-        "prompt": str(sample.task.messages[-1]["content"]),
+        "prompt": prompt_text(sample.task),
         "response": sample.response,
         "reward": sample.reward,
         "reason": sample.reason,
         "finish": sample.finish,
-        "reference": str(sample.task.reference),
+        "reference": "" if sample.task.reference is None else str(sample.task.reference),
     }
 
 

@@ -20,7 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from onepolicy.objectives.divergences import at_least_float32
 from onepolicy.types import Sample, TokenScores, Want
 
-CHUNK_BYTES = {"cpu": 2**29, "cuda": 2**32}  # of float32 logits and what is derived from them, see chunk_length
+CHUNK_BYTES = {"cpu": 3 * 2**27, "cuda": 2**32}  # of float32 logits and what is derived from them, see chunk_length
 LIVE_COPIES = 8  # tensors of [chunk, V] alive at once in the worst case, a divergence under autograd
 ALIKE = 0.8  # rows at least this share of the longest are padded to it; measured: half the time of a mixed-length step
 WORTHWHILE = 1 / 16  # of tokens_per_batch: micro-batches smaller than this are not closed for the sake of padding

@@ -266,6 +266,10 @@ class Batch:
             use_cache=True,
             **({"logits_to_keep": 1} if self.model._supports_logits_to_keep() else {}),
         )
+        if (
+            getattr(output, "past_key_values", None) is not self.cache
+        ):  # Mamba's models take another kind, and drop ours
+            raise ValueError(f"{type(self.model).__name__} did not use the cache it was given: it cannot write here")
         return output.logits[:, -1].float()
 
 
@@ -286,7 +290,7 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Ten
         # float64, because 150,000 float32 terms round at 1e-7, which is more than many a token's probability.
         wide = torch.float32 if logits_BV.device.type == "mps" else torch.float64
         cumulative_BV = logprobs_BV.exp().cumsum(-1, dtype=wide)
-        target_B1 = uniforms_B.to(cumulative_BV)[:, None] * cumulative_BV[:, -1:]
+        target_B1 = uniforms_B.to(wide).to(logits_BV.device)[:, None] * cumulative_BV[:, -1:]
         tokens_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True).clamp(max=logits_BV.shape[1] - 1)
         # Rounding at the very end may name a token of probability 0: the most likely one is as good.
         likely_B1 = logprobs_BV.argmax(-1, keepdim=True)

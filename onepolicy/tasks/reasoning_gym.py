@@ -57,7 +57,8 @@ class ReasoningGymOptions(SourceOptions):
     """One task by `name`, or several as `composite`.
 
     `extract` says where in the response the answer stands: all of it, inside the last <answer> tag, or its last line.
-    `prompt` is a template around {question}. `binary` takes away partial credit. `corrupt` is the probability that a demonstration has one character wrong.
+    `prompt` is a template around {question}. `binary` takes away partial credit. `corrupt` is the probability that a
+    demonstration has one character wrong.
     """
 
     name: str | None = None
