@@ -31,6 +31,7 @@ from onepolicy.types import Task
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789 +-*/=?."
 
+
 @dataclass
 class Job:
     """`n` answers to each task, of at most `limit` tokens; each token is the last with probability `end`."""
@@ -115,8 +116,8 @@ def main() -> None:
     engine = LocalEngine(model, Renderer(tokenizer, model.generation_config), args.batch_size)
 
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {os.cpu_count()} cores, 1 thread")
-    print(f"{model.num_parameters() / 1e6:.2f}M parameters, batch {args.batch_size}, seed {args.seed}, tokens per CPU second:")
-    print(f"{'job':36}{'generate':>10}{'ours':>10}{'ratio':>8}   median of {args.repeats}, interleaved")
+    print(f"{model.num_parameters() / 1e6:.2f}M parameters, batch {args.batch_size}, seed {args.seed}")
+    print(f"{'job':36}{'generate':>10}{'ours':>10}{'ratio':>8}   tokens per CPU second, median of {args.repeats}")
     for job in make_jobs(args.seed):
         end_with.probability = job.end
         ours, theirs = [], []

@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from onepolicy.config import DistillConfig, LossConfig, ModelConfig, OptimConfig, ScratchConfig
 from onepolicy.engines.base import Sampling
@@ -73,10 +75,10 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         marks[-1].append(time.perf_counter())
     status = Path("/proc/self/status").read_text().splitlines()
     peak = int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
-    parts = {
-        name: median(mark[i + 1] - mark[i] for mark in marks[1:]) for i, name in enumerate(("rollout", "score", "update"))
-    }
-    return parts | {"step": median(mark[-1] - mark[0] for mark in marks[1:]), "peak": peak}
+    spans = [[after - before for before, after in pairwise(mark)] for mark in marks[1:]]
+    rollout, score, update = (median(part) for part in zip(*spans, strict=True))
+    whole = median(mark[-1] - mark[0] for mark in marks[1:])
+    return {"rollout": rollout, "score": score, "update": update, "step": whole, "peak": peak}
 
 
 def in_fresh_process(count: int, folder: Path) -> dict[str, float]:
@@ -99,6 +101,7 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    disable_progress_bar()
     if options.measure:
         print(json.dumps(measure(options.measure, options)))
         return

@@ -15,6 +15,8 @@ micro-batch (smaller ones were slower). It has no sampled form of distillation: 
 Our grading process may use another core; pinned to one core, the ratios were the same.
 """
 
+# ruff: noqa: E402 (the path must be mended before anything imports trl)
+
 from __future__ import annotations
 
 import argparse
@@ -118,7 +120,7 @@ class ForcedEngine(LocalEngine):
 def ours(name: str, config: RlvrConfig | MopdConfig, lengths: Sequence[int], stack: ExitStack) -> Side:
     """One pass of the loop in recipes/rlvr.py or recipes/mopd.py a step, with a stopwatch between its lines."""
     session = stack.enter_context(Session(config, config.loss))
-    session.engine = ForcedEngine(session.engine, lengths)
+    session.policy.engine = ForcedEngine(session.policy.engine, lengths)
     side, steps, want = Side(name), session.steps(), wanted(config.loss.distill)
     if isinstance(config, MopdConfig):
         teachers = session.frozen({name: t.model for name, t in config.teachers.items()}, config.routes)
@@ -178,7 +180,8 @@ class Interleave(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.theirs.seconds.append(time.perf_counter() - self.start)
-        for side in self.others:
+        turn = state.global_step % len(self.others)  # so that none always comes right after TRL
+        for side in (*self.others[turn:], *self.others[:turn]):
             start = time.perf_counter()
             side.step()
             side.seconds.append(time.perf_counter() - start)

@@ -18,8 +18,7 @@
 Importing this costs no torch: that comes with the first thing that computes.
 """
 
-from onepolicy.config import ConfigError, MopdConfig, RlvrConfig, SftConfig, parse_run
-from onepolicy.configfile import load_run
-from onepolicy.recipes import run as run  # the function; the module of that name is for the inside
+from onepolicy.config import ConfigError, MopdConfig, RlvrConfig, SftConfig, load_run, parse_run
+from onepolicy.recipes import run
 
 __all__ = ["ConfigError", "MopdConfig", "RlvrConfig", "SftConfig", "load_run", "parse_run", "run"]

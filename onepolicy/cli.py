@@ -13,9 +13,8 @@ from typing import Annotated
 
 import typer
 
-from onepolicy.config import AnyRun
-from onepolicy.configfile import load_run
-from onepolicy.run import check_folder
+from onepolicy.config import AnyRun, load_run
+from onepolicy.runfolder import check_folder
 
 # Tracebacks are for us: plain, so that they can be searched and pasted.
 app = typer.Typer(

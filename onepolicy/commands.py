@@ -20,7 +20,7 @@ from onepolicy.models import load_model, pick_device
 from onepolicy.progress import hush_transformers
 from onepolicy.report.build import write_report
 from onepolicy.report.tables import Table, evaluation_table
-from onepolicy.run import write_atomic
+from onepolicy.runfolder import write_atomic
 from onepolicy.session import EVAL_SEED, Session
 from onepolicy.tasks.check import check_domains as check_tasks
 from onepolicy.tasks.grading import Grader

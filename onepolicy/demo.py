@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from onepolicy.commands import console, show_report
 from onepolicy.config import parse_run
-from onepolicy.run import is_finished, read_rows, write_atomic
+from onepolicy.runfolder import is_finished, read_rows, write_atomic
 
 PARALLEL = 2  # processes, of one thread each: two threads in one process collapse when the other core is busy
 
@@ -108,7 +108,7 @@ WHY = {
     "  It learns how, and to err. Experts and student all start from it: that keeps them close enough to teach.",
     "experts": "2 experts: reinforcement learning, one expert a domain. Nobody shows them anything; right answers are\n"
     "  rewarded. Each gets good at its domain, and at nothing else.",
-    "student": "3 student: multi-teacher on-policy distillation. The student answers prompts of all domains by itself;\n"
+    "student": "3 student: multi-teacher on-policy distillation. The student answers prompts of all domains itself;\n"
     "  the expert of each prompt's domain says for every token how likely it would have been.",
 }
 

@@ -21,7 +21,7 @@ from onepolicy.config import CheckConfig, ModelConfig
 from onepolicy.diagnostics import policy_gap
 from onepolicy.engines.text import Renderer
 from onepolicy.models import load_tokenizer
-from onepolicy.run import write_atomic
+from onepolicy.runfolder import write_atomic
 from onepolicy.types import TokenScores, Want
 
 if TYPE_CHECKING:

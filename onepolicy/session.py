@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -18,20 +19,19 @@ import torch
 
 from onepolicy.config import LossConfig, ModelConfig, RunConfig
 from onepolicy.engines.base import Sampling
-from onepolicy.engines.local import LocalEngine
-from onepolicy.engines.text import Renderer
 from onepolicy.evaluation import Evaluation, evaluate, prompt_text
 from onepolicy.learner import Learner
-from onepolicy.models import load_model, pick_device
+from onepolicy.models import pick_device
+from onepolicy.policy import Policy
 from onepolicy.preflight import check_identity
 from onepolicy.progress import hush_transformers, progress
 from onepolicy.rollout import rollout
-from onepolicy.run import RunFolder, write_atomic
+from onepolicy.runfolder import RunFolder, write_atomic
 from onepolicy.tasks import check_options
 from onepolicy.tasks.check import check_source
 from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import Mixture
-from onepolicy.teachers import DTYPES, Routed, Shelf, open_teachers
+from onepolicy.teachers import Routed, Shelf, open_teachers
 from onepolicy.types import Sample, Task
 
 EVAL_SEED = 20_000_000  # of the answers to held-out questions: the same for every run, step and seed
@@ -42,13 +42,13 @@ SAMPLES_EVERY = 10  # steps between answers kept to read
 class Session:
     """Opens in labelled paragraphs, always in the same order; bad input is refused before the model is loaded."""
 
-    def __init__(self, config: RunConfig, loss: LossConfig) -> None:
+    def __init__(self, config: RunConfig, loss: LossConfig, branches: Sequence[str] = ("policy",)) -> None:
         self.config = config
         with ExitStack() as stack:
-            self._open(loss, stack)
+            self._open(loss, branches, stack)
             self._stack = stack.pop_all()  # opened: from here on __exit__ closes
 
-    def _open(self, loss: LossConfig, stack: ExitStack) -> None:
+    def _open(self, loss: LossConfig, branches: Sequence[str], stack: ExitStack) -> None:
         config = self.config
         # tasks and their graders first: they are cheap, and fail on bad options and wrong gold answers
         check_options(config.domains)
@@ -58,22 +58,12 @@ class Session:
         self.mixture = Mixture(config.domains, config.seed)
         self.grader = stack.enter_context(Grader(config.domains))
         self._check_golds()
-        # the model, which writes and learns
+        # the policies, which write and learn: one, or a branch per name
         hush_transformers()
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        model, tokenizer = load_model(config.model, config.seed, device)
-        self.renderer = Renderer(tokenizer, model.generation_config)
-        self.engine = LocalEngine(model, self.renderer, batch_size=config.rollout.batch_size)
-        self.learner = Learner(
-            model,
-            tokenizer,
-            config.optim,
-            loss,
-            temperature=config.rollout.temperature,
-            total_steps=config.steps * getattr(config, "inner_updates", 1),
-            dtype=DTYPES[config.model.dtype],
-        )
+        self.policies = {name: Policy(config, loss, device) for name in branches}
+        self.policy = self.policies[branches[0]]
         limits = {name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens}
         rollout = config.rollout
         self.sampling = Sampling(rollout.temperature, max_new_tokens=rollout.max_new_tokens, limits=limits)
@@ -84,6 +74,11 @@ class Session:
 
     def __enter__(self) -> Self:
         return self
+
+    @property
+    def learner(self) -> Learner:
+        """The learner of the only policy, or of the first branch."""
+        return self.policy.learner
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
@@ -114,7 +109,7 @@ class Session:
         return routed
 
     def steps(self) -> Iterator[int]:
-        """Step numbers from where the run stands to the end. The chores happen in between; saving and judging after."""
+        """Step numbers from where the run stands to the end, with the chores in between. Then call `finish`."""
         config, start = self.config, self._resume()
         self._clock = time.monotonic() - self.totals["seconds"]
         self._show = self._stack.enter_context(progress(config.output.name, config.steps, start))
@@ -126,12 +121,14 @@ class Session:
                 self.evaluate(f"step-{done}")
             if done % config.checkpoint.every == 0 or done == config.steps:
                 self._save(done)
-        self._finish()
 
-    def rollout(self, tasks: Sequence[Task], n: int, step: int, draw: int = 0) -> list[Sample]:
+    def rollout(
+        self, tasks: Sequence[Task], n: int, step: int, draw: int = 0, policy: Policy | None = None
+    ) -> list[Sample]:
         """Graded samples by the current policy; the random stream is a function of seed, step and draw alone."""
+        policy = policy or self.policy
         seed = stream("rollout", self.config.seed, step, draw)
-        return rollout(self.engine, self.grader, tasks, n, self.sampling, seed=seed, version=self.learner.version)
+        return rollout(policy.engine, self.grader, tasks, n, self.sampling, seed=seed, version=policy.learner.version)
 
     def log(self, step: int, samples: Sequence[Sample], metrics: Mapping[str, float]) -> None:
         """One row of metrics.jsonl, some answers to read, the progress bar."""
@@ -153,15 +150,28 @@ class Session:
             for sample in {sample.task.domain: sample for sample in samples}.values():
                 self.folder.append("samples.jsonl", readable(sample, step + 1))
 
-    def evaluate(self, label: str) -> Evaluation:
-        """avg@n on the held-out tasks of every domain, kept as eval/LABEL.json; the same random stream every time."""
+    def evaluate(self, label: str, policy: Policy | None = None, folder: Path | None = None) -> Evaluation:
+        """avg@n on the held-out tasks of every domain, kept as eval/LABEL.json; the same random stream every time.
+
+        By default of the policy, in the run's folder.
+        """
         config = self.config.eval
         tasks = [task for tasks in self.mixture.eval_tasks.values() for task in tasks]
         sampling = replace(self.sampling, temperature=config.temperature)
-        result = evaluate(self.engine, tasks, self._grade, config.n, sampling, EVAL_SEED)
-        (self.folder.path / "eval").mkdir(exist_ok=True)
-        write_atomic(self.folder.path / "eval" / f"{label}.json", result.to_json())
+        folder = folder or self.folder.path
+        result = evaluate((policy or self.policy).engine, tasks, self._grade, config.n, sampling, EVAL_SEED)
+        (folder / "eval").mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "eval" / f"{label}.json", result.to_json())
         return result
+
+    def finish(self) -> None:
+        """Save the policy as model/, evaluate it, and mark the run as done."""
+        self.learner.save(self.folder.model, model_card(self.config))
+        means = self.evaluate("final").means() if self.config.eval.at_end else {}
+        self.folder.finish({"steps": self.config.steps, **self.totals, "means": means})
+        if sys.stderr.isatty():
+            scores = ", ".join(f"{domain} {mean:.3f}" for domain, mean in means.items())
+            print(f"{self.config.output}: finished; {scores}", file=sys.stderr)
 
     def _grade(self, samples: list[Sample]) -> None:
         self.grader.submit(samples)
@@ -186,7 +196,8 @@ class Session:
             raise ValueError(
                 f"{self.folder.path} is at step {facts['step']} already: set steps to at least that, or another output"
             )
-        self.learner.restore(learner)
+        for name, policy in self.policies.items():
+            policy.learner.restore(learner[name])
         self.mixture.load_state(facts["mixture"])
         self.totals = facts["totals"]
         self.folder.rewind(facts["step"])
@@ -199,15 +210,8 @@ class Session:
             "identities": self.identities,
             "totals": self.totals,
         }
-        self.folder.save_checkpoint(step, self.learner.state(), facts)
-
-    def _finish(self) -> None:
-        self.learner.save(self.folder.model, model_card(self.config))
-        means = self.evaluate("final").means() if self.config.eval.at_end else {}
-        self.folder.finish({"steps": self.config.steps, **self.totals, "means": means})
-        if sys.stderr.isatty():
-            scores = ", ".join(f"{domain} {mean:.3f}" for domain, mean in means.items())
-            print(f"{self.config.output}: finished; {scores}", file=sys.stderr)
+        learners = {name: policy.learner.state() for name, policy in self.policies.items()}
+        self.folder.save_checkpoint(step, learners, facts)
 
 
 def stream(purpose: str, *numbers: int) -> int:

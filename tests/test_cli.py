@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import onepolicy
-from onepolicy import cli, recipes
+from onepolicy import cli
 from tests.runs import DOMAINS, checkpoint, forked, settings, weights
 
 ROOT = Path(__file__).parent.parent
@@ -239,11 +238,6 @@ def test_the_package_is_imported_without_torch() -> None:
     script = f"import sys, onepolicy, onepolicy.tasks; print([m for m in {HEAVY[:2]} if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, check=True, capture_output=True)
     assert answer.stdout == "[]\n"
-
-
-def test_run_is_the_function_also_after_the_module_of_that_name_was_imported() -> None:
-    importlib.import_module("onepolicy.run")
-    assert onepolicy.run is recipes.run
 
 
 def test_a_dozen_lines_of_python_distil(tmp_path: Path) -> None:

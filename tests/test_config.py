@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from onepolicy.config import ConfigError, MopdConfig, RlvrConfig, SftConfig, parse_run
-from onepolicy.configfile import load_run, set_dotted
+from onepolicy.config.file import load_run, set_dotted
 
 MATH = {"tasks": {"kind": "letters", "task": "add"}}
 BASE: dict[str, Any] = {"output": "runs/x", "model": "origin", "domains": {"math": MATH}, "steps": 10}

@@ -137,12 +137,15 @@ def test_truncation_keeps_exactly_the_tokens_it_should():
 
 
 def test_draws_stay_on_possible_tokens_at_a_large_vocabulary():
-    """The corners of [0, 1) over 151,936 tokens of which only every third is possible, all about equally likely."""
+    """The corners of [0, 1) over 151,936 tokens of which only every third is possible, all about equally likely.
+
+    The last corner is 1 itself: what rounding makes of the largest number below it on devices without float64.
+    """
     size = 151_936
     logits_1V = torch.full((1, size), -torch.inf)
     logits_1V[:, 1:-1:3] = 0.01 * torch.randn(len(range(1, size - 1, 3)), generator=torch.Generator().manual_seed(0))
-    corners_B = torch.tensor([0.0, 2**-53, 0.5, 1 - 2**-24, 1 - 2**-53], dtype=torch.float64)
-    tokens_B, logprobs_B = draw(logits_1V.expand(5, -1), corners_B, Sampling())
+    corners_B = torch.tensor([0.0, 2**-53, 0.5, 1 - 2**-24, 1 - 2**-53, 1.0], dtype=torch.float64)
+    tokens_B, logprobs_B = draw(logits_1V.expand(6, -1), corners_B, Sampling())
     last = range(1, size - 1, 3)[-1]
     assert (tokens_B % 3 == 1).all()
     assert tokens_B[0] == 1 and tokens_B[1] == 1 and tokens_B[3] > last - 30 and tokens_B[4] == last

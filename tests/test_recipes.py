@@ -13,7 +13,7 @@ import pytest
 from onepolicy import run
 from onepolicy.config import RlvrConfig
 from onepolicy.recipes.rlvr import draw_groups
-from onepolicy.run import read_rows
+from onepolicy.runfolder import read_rows
 from onepolicy.session import Session, stream
 from tests.runs import DOMAINS, checkpoint, run_of, same, weights
 

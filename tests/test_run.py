@@ -17,7 +17,7 @@ import yaml
 
 from onepolicy import run
 from onepolicy.config import AnyRun, parse_run
-from onepolicy.run import RunFolder, check_folder, is_finished, read_rows
+from onepolicy.runfolder import RunFolder, check_folder, is_finished, read_rows
 from tests.runs import DOMAINS, SCRATCH, checkpoint, forked, run_of, same, settings, weights
 
 ROOT = Path(__file__).parent.parent
@@ -123,7 +123,7 @@ def test_a_folder_in_use_by_another_process_is_refused(tmp_path: Path) -> None:
     config = run_of("sft", tmp_path)
     folder = RunFolder(config)
     script = (
-        "import sys; from onepolicy.config import parse_run; from onepolicy.run import RunFolder; import json\n"
+        "import sys; from onepolicy.config import parse_run; from onepolicy.runfolder import RunFolder; import json\n"
         "try: RunFolder(parse_run(json.loads(sys.argv[1])))\n"
         "except ValueError as error: print(error)"
     )

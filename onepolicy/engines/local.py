@@ -292,7 +292,7 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Ten
         cumulative_BV = logprobs_BV.exp().cumsum(-1, dtype=wide)
         target_B1 = uniforms_B.to(wide).to(logits_BV.device)[:, None] * cumulative_BV[:, -1:]
         tokens_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True).clamp(max=logits_BV.shape[1] - 1)
-        # Rounding at the very end may name a token of probability 0: the most likely one is as good.
+        # In float32, or summed in parallel, rounding may name a token of probability 0: take the most likely instead.
         likely_B1 = logprobs_BV.argmax(-1, keepdim=True)
         tokens_B1 = torch.where(logprobs_BV.gather(-1, tokens_B1) == -torch.inf, likely_B1, tokens_B1)
     return tokens_B1[:, 0], logprobs_BV.gather(-1, tokens_B1)[:, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onepolicy.config import AnyRun, MopdConfig, RlvrConfig, SftConfig
-from onepolicy.run import is_finished
+from onepolicy.runfolder import is_finished
 
 
 def run(config: AnyRun) -> None:

@@ -34,3 +34,4 @@ def mopd(config: MopdConfig) -> None:
             annotate_advantages(samples, config.advantage)
             metrics = learn(session.learner, samples, config.inner_updates)
             session.log(step, samples, metrics)
+        session.finish()

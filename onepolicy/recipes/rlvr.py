@@ -33,6 +33,7 @@ def rlvr(config: RlvrConfig) -> None:
                     sample.teacher = scores
             metrics = learn(session.learner, samples, config.inner_updates)
             session.log(step, samples, metrics)
+        session.finish()
 
 
 def draw_groups(session: Session, config: RlvrConfig, step: int) -> list[Sample]:

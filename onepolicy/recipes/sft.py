@@ -22,7 +22,7 @@ def sft(config: SftConfig) -> None:
             answer = session.mixture.demonstration(task)
             if answer is None:
                 raise ValueError(f"domain {task.domain!r} has no demonstrations to imitate: give it a source with some")
-            token_ids_T, mask_T = session.renderer.demonstration(task, answer)
+            token_ids_T, mask_T = session.policy.renderer.demonstration(task, answer)
             written = np.zeros(int(mask_T.sum()), dtype=np.float32)
             return Sample(task, token_ids_T, mask_T, written, response=answer, weights=Weights(ce=1.0))
 
@@ -30,3 +30,4 @@ def sft(config: SftConfig) -> None:
             samples = [demonstrate(task) for task in session.mixture.draw(config.batch_size)]
             metrics = session.learner.step(samples)
             session.log(step, samples, metrics)
+        session.finish()

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from onepolicy.config import AnyRun, ConfigError, parse_run
+from onepolicy.config.recipes import AnyRun, parse_run
+from onepolicy.config.strict import ConfigError
 
 SHORT_FORMS = {"model": "path", "teachers": "model"}  # of a model, and of each of the teachers: a string
 

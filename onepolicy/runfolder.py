@@ -27,7 +27,7 @@ from typing import IO, Any
 import yaml
 
 from onepolicy.config import ConfigError, RunConfig
-from onepolicy.configfile import load_run
+from onepolicy.config.file import load_run
 
 MAY_CHANGE = ("output", "device", "threads", "checkpoint", "eval", "steps")  # between a run and its resumption
 PACKAGES = ("onepolicy", "torch", "transformers", "tokenizers", "numpy", "reasoning-gym")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from onepolicy.strict import Strict
+from onepolicy.config.strict import Strict
 
 
 class PolicyConfig(Strict):

@@ -1,0 +1,170 @@
+"""What runs have in common: models, domains, rollouts, the optimizer, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from onepolicy.config.strict import Strict
+
+
+class ScratchConfig(Strict):
+    """A model built from a config instead of loaded: `architecture` goes to transformers' AutoConfig as it is."""
+
+    architecture: dict[str, Any]
+    alphabet: str = Field(min_length=2, description="characters of the tokenizer, one token each")
+
+
+class ModelConfig(Strict):
+    """A checkpoint (folder or hub id), or `scratch`. Compute is float32 or bfloat16 (GPU), over float32 weights."""
+
+    path: str | None = None
+    revision: str | None = None
+    scratch: ScratchConfig | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: str | None = Field(None, description="transformers' attn_implementation; None lets it choose")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, data: Any) -> Any:
+        return {"path": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError("give either `path` (a folder or hub id) or `scratch` (an architecture), and not both")
+        return self
+
+
+class TasksConfig(BaseModel):
+    """A task source by `kind`; its other keys are that source's own options, checked in `onepolicy.tasks`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class DomainConfig(Strict):
+    """One domain: where its tasks come from and how much of every batch it gets."""
+
+    tasks: TasksConfig
+    share: PositiveFloat = 1.0
+    max_new_tokens: PositiveInt | None = None
+    eval_size: PositiveInt = 64
+
+
+class TeacherConfig(Strict):
+    """A named expert and the domains it teaches; by default the domain of its own name."""
+
+    model: ModelConfig
+    domains: list[str] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, data: Any) -> Any:
+        return {"model": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _is_a_checkpoint(self) -> Self:
+        if self.model.path is None:
+            raise ValueError("a teacher is a checkpoint: give its `path`, not `scratch`")
+        return self
+
+
+class RolloutConfig(Strict):
+    """How many prompts a step draws and how the policy answers them."""
+
+    prompts: PositiveInt = 64
+    n: PositiveInt = 8
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: NonNegativeInt = 0
+    max_new_tokens: PositiveInt = 256
+    batch_size: PositiveInt = 256
+
+    @model_validator(mode="after")
+    def _sample_what_is_trained(self) -> Self:
+        if self.top_p < 1 or self.top_k > 0:
+            raise ValueError(
+                f"rollouts with top_p={self.top_p}, top_k={self.top_k} come from another distribution than the one "
+                "that is trained, and every importance ratio would be wrong: use top_p 1 and top_k 0"
+            )
+        return self
+
+
+class OptimConfig(Strict):
+    """AdamW and the shape of an update. `tokens_per_batch` bounds a micro-batch; it never changes the result."""
+
+    learning_rate: PositiveFloat = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    clip_norm: PositiveFloat = 1.0
+    tokens_per_batch: PositiveInt = 16384
+    gradient_checkpointing: bool = False
+
+
+class EvalConfig(Strict):
+    """avg@n at `temperature` (0 is greedy) on each domain's held-out tasks, every `every` steps and at the end."""
+
+    n: PositiveInt = 4
+    every: NonNegativeInt = 0
+    temperature: NonNegativeFloat = 1.0
+    at_end: bool = True
+
+
+class CheckpointConfig(Strict):
+    every: PositiveInt = 50
+    keep: PositiveInt = 2
+
+
+class ScheduleConfig(Strict):
+    """A weight that goes linearly from `start` to `end` over `steps`; a plain number stays as it is."""
+
+    start: NonNegativeFloat
+    end: NonNegativeFloat
+    steps: PositiveInt
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, data: Any) -> Any:
+        return {"start": data, "end": data, "steps": 1} if isinstance(data, (int, float)) else data
+
+    def at(self, step: int) -> float:
+        return self.start + (self.end - self.start) * min(1.0, step / self.steps)
+
+    @property
+    def largest(self) -> float:
+        return max(self.start, self.end)
+
+
+class RunConfig(Strict):
+    """What every recipe has in common."""
+
+    output: Path
+    seed: NonNegativeInt = 0
+    model: ModelConfig
+    domains: dict[str, DomainConfig] = Field(min_length=1)
+    steps: PositiveInt
+    rollout: RolloutConfig = RolloutConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: PositiveInt = Field(1, description="CPU threads of this process; two busy processes want one each")

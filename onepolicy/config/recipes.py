@@ -1,0 +1,135 @@
+"""One config class per recipe, and what a run can be. Nonsense is refused here, and the message names the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from onepolicy.config.common import RolloutConfig, RunConfig, ScheduleConfig, TeacherConfig
+from onepolicy.config.loss import LossConfig
+from onepolicy.config.strict import ConfigError, Strict, did_you_mean, fault_line
+
+
+class SftConfig(RunConfig):
+    """Stage 1: supervised finetuning on demonstrations of all domains."""
+
+    recipe: Literal["sft"] = "sft"
+    batch_size: PositiveInt = 64
+
+
+class RlvrConfig(RunConfig):
+    """Stage 2: one expert, by reinforcement learning from verifiable rewards."""
+
+    recipe: Literal["rlvr"] = "rlvr"
+    loss: LossConfig = LossConfig()
+    advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = "grpo"
+    max_draws: PositiveInt = Field(1, description="dynamic sampling: draw up to this many batches to fill one")
+    overlong: Literal["keep", "mask"] = Field("keep", description="train on truncated responses, or mask them")
+    reference_kl: NonNegativeFloat = Field(0.0, description="weight of the reverse KL to the starting model")
+    inner_updates: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _groups_have_a_baseline(self) -> Self:
+        if self.rollout.n == 1:
+            raise ValueError("rollout.n is 1: a group of one has no baseline and its advantage is 0; use n >= 2")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        if self.reference_kl > 0 and self.model.path is None:
+            raise ValueError("reference_kl > 0 needs a starting model with a `path`: one from scratch is no reference")
+        _updates_fit(self.inner_updates, self.rollout)
+        return self
+
+
+def _updates_fit(inner_updates: int, rollout: RolloutConfig) -> None:
+    if inner_updates > rollout.prompts:
+        raise ValueError(
+            f"inner_updates is {inner_updates}, but rollout.prompts only {rollout.prompts}: each update needs at least "
+            "one prompt; lower inner_updates or raise rollout.prompts"
+        )
+
+
+class MopdRolloutConfig(RolloutConfig):
+    """One trajectory per prompt, as in the paper."""
+
+    prompts: PositiveInt = 256
+    n: PositiveInt = 1
+
+
+class CheckConfig(Strict):
+    """The pre-flight of the teachers: how many student rollouts per domain, and when to warn."""
+
+    samples: PositiveInt = 16
+    warn_reverse_kl: PositiveFloat = 0.15
+    warn_overlap: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    overlap_k: PositiveInt = 10
+    max_invalid_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+
+class MopdConfig(RunConfig):
+    """Stage 3: multi-teacher on-policy distillation."""
+
+    recipe: Literal["mopd"] = "mopd"
+    rollout: MopdRolloutConfig = MopdRolloutConfig()
+    teachers: dict[str, TeacherConfig] = Field(min_length=1)
+    loss: LossConfig = LossConfig()
+    distill_weight: ScheduleConfig = ScheduleConfig(start=1, end=1, steps=1)
+    outcome_weight: ScheduleConfig = ScheduleConfig(start=0, end=0, steps=1)
+    advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = "grpo"
+    inner_updates: PositiveInt = 1
+    check: CheckConfig = CheckConfig()
+
+    @property
+    def routes(self) -> dict[str, str]:
+        """domain → name of its one teacher."""
+        return {domain: name for name, teacher in self.teachers.items() for domain in teacher.domains or [name]}
+
+    @model_validator(mode="after")
+    def _every_domain_has_one_teacher(self) -> Self:
+        routes: dict[str, str] = {}
+        for name, teacher in self.teachers.items():
+            if teacher.domains is not None and not teacher.domains:
+                raise ValueError(f"teacher {name!r} has no domains: name at least one, or remove the teacher")
+            for domain in teacher.domains or [name]:
+                if domain not in self.domains:
+                    raise ValueError(
+                        f"teacher {name!r} teaches {domain!r}, which is no domain of this run: "
+                        f"{did_you_mean(domain, list(self.domains))} (or set teachers.{name}.domains)"
+                    )
+                if domain in routes:
+                    raise ValueError(f"domain {domain!r} has two teachers, {routes[domain]!r} and {name!r}: keep one")
+                routes[domain] = name
+        missing = [domain for domain in self.domains if domain not in routes]
+        if missing:
+            raise ValueError(f"no teacher for {', '.join(missing)}: add the domain to a teacher's `domains`")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_mean_something(self) -> Self:
+        if self.rollout.n == 1 and self.outcome_weight.largest > 0:
+            raise ValueError(
+                "outcome_weight > 0 with rollout.n 1: a group of one has no baseline, so the outcome term is 0; "
+                "use rollout.n >= 2, or outcome_weight 0"
+            )
+        if self.distill_weight.largest == 0 and self.outcome_weight.largest == 0:
+            raise ValueError("distill_weight and outcome_weight are both 0, so nothing trains: raise one of them")
+        _updates_fit(self.inner_updates, self.rollout)
+        return self
+
+
+AnyRun = SftConfig | RlvrConfig | MopdConfig
+RECIPES: dict[str, type[AnyRun]] = {"sft": SftConfig, "rlvr": RlvrConfig, "mopd": MopdConfig}
+
+
+def parse_run(data: Mapping[str, Any]) -> AnyRun:
+    """Validate a run. Raises ConfigError that lists every fault, one a line, each with its place."""
+    recipe = data.get("recipe")
+    if not isinstance(recipe, str) or recipe not in RECIPES:
+        raise ConfigError(f"recipe: {recipe!r} is not a recipe: {did_you_mean(str(recipe), list(RECIPES))}")
+    try:
+        return RECIPES[recipe].model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(fault_line(fault) for fault in error.errors())) from None
