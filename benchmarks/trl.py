@@ -13,6 +13,12 @@ too, TRL does not. Lengths are forced, the same for both: ours by a limit per ro
 token; both must report the same number of tokens. TRL runs without vLLM and without gradient checkpointing, in one
 micro-batch (smaller ones were slower). It has no sampled form of distillation: both of ours stand against its full.
 Our grading process may use another core; pinned to one core, the ratios were the same.
+
+Who wins, and why. In the tail ours does, clearly: finished rows leave the batch and the cache, and rows of one length
+train together, while TRL carries 128 rows to the 256th token and trains on the whole padded rectangle, 6.7 times the
+tokens. (TRL's option of transformers' continuous batching wrote 3 times slower still.) At equal lengths both are bound
+by the same matrix products, so what is left to win is a prompt that is read once a group instead of once an answer
+(rlvr), and TRL's bookkeeping; with one answer a prompt (mopd) that is little.
 """
 
 # ruff: noqa: E402 (the path must be mended before anything imports trl)

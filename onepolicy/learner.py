@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from onepolicy.config import LossConfig, OptimConfig
 from onepolicy.engines.forward import (
     TokenStats,
+    frozen_head,
     live_head,
     plan_batches,
     predicting_states,
@@ -128,11 +129,11 @@ class Learner:
         return meter.summary()
 
     def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
-        """A live learner is a scorer like any other (Scorer protocol)."""
+        """A live learner is a scorer like any other (Scorer protocol). What it says holds after its next step too."""
         with self._autocast():
             return score_samples(
                 self.model,
-                self.head,
+                frozen_head(self.model) if want.kind == "full" else self.head,
                 samples,
                 want,
                 source="learner",

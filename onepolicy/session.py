@@ -6,13 +6,12 @@ A recipe opens a Session, iterates `steps()`, and shows what is its own: draw, r
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -37,6 +36,14 @@ from onepolicy.types import Sample, Task
 EVAL_SEED = 20_000_000  # of the answers to held-out questions: the same for every run, step and seed
 GOLDS = 16  # gold answers per domain that are graded before anything else
 SAMPLES_EVERY = 10  # steps between answers kept to read
+
+
+class Stateful(Protocol):
+    """What goes on after a resume as if nothing had happened. The state is JSON."""
+
+    def state(self) -> Mapping[str, Any]: ...
+
+    def load_state(self, state: Any) -> None: ...
 
 
 class Session:
@@ -67,7 +74,8 @@ class Session:
         limits = {name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens}
         rollout = config.rollout
         self.sampling = Sampling(rollout.temperature, max_new_tokens=rollout.max_new_tokens, limits=limits)
-        # what a checkpoint remembers besides the learner
+        # what a checkpoint remembers besides the learners
+        self.remembered: dict[str, Stateful] = {"mixture": self.mixture}
         self.identities: dict[str, Any] = {}
         self.totals = {"sequences": 0, "tokens": 0, "seconds": 0.0}
         self._show: Callable[[int, Mapping[str, float]], None] = lambda step, row: None
@@ -118,7 +126,8 @@ class Session:
             yield step
             done = step + 1
             if config.eval.every and done % config.eval.every == 0 and done < config.steps:
-                self.evaluate(f"step-{done}")
+                for name, policy in self.policies.items():
+                    self.evaluate(f"step-{done}", policy, self.home(name))
             if done % config.checkpoint.every == 0 or done == config.steps:
                 self._save(done)
 
@@ -164,14 +173,18 @@ class Session:
         write_atomic(folder / "eval" / f"{label}.json", result.to_json())
         return result
 
-    def finish(self) -> None:
-        """Save the policy as model/, evaluate it, and mark the run as done."""
-        self.learner.save(self.folder.model, model_card(self.config))
-        means = self.evaluate("final").means() if self.config.eval.at_end else {}
+    def finish(self, result: Policy | None) -> None:
+        """Save the result as model/, evaluate it, and mark the run as done."""
+        means: dict[str, float] = {}
+        if result is not None:
+            result.learner.save(self.folder.model, model_card(self.config))
+            if self.config.eval.at_end:
+                means = self.evaluate("final", result).means()
         self.folder.finish({"steps": self.config.steps, **self.totals, "means": means})
-        if sys.stderr.isatty():
-            scores = ", ".join(f"{domain} {mean:.3f}" for domain, mean in means.items())
-            print(f"{self.config.output}: finished; {scores}", file=sys.stderr)
+
+    def home(self, name: str) -> Path:
+        """Where a policy's model and evaluations go: the run's folder, or one per branch when there are several."""
+        return self.folder.path if len(self.policies) == 1 else self.folder.path / "branches" / name
 
     def _grade(self, samples: list[Sample]) -> None:
         self.grader.submit(samples)
@@ -197,8 +210,9 @@ class Session:
                 f"{self.folder.path} is at step {facts['step']} already: set steps to at least that, or another output"
             )
         for name, policy in self.policies.items():
-            policy.learner.restore(learner[name])
-        self.mixture.load_state(facts["mixture"])
+            policy.restore(learner[name])
+        for name, thing in self.remembered.items():
+            thing.load_state(facts["remembered"][name])
         self.totals = facts["totals"]
         self.folder.rewind(facts["step"])
         return int(facts["step"])
@@ -206,11 +220,11 @@ class Session:
     def _save(self, step: int) -> None:
         facts = {
             "step": step,
-            "mixture": self.mixture.state(),
+            "remembered": {name: thing.state() for name, thing in self.remembered.items()},
             "identities": self.identities,
             "totals": self.totals,
         }
-        learners = {name: policy.learner.state() for name, policy in self.policies.items()}
+        learners = {name: policy.state() for name, policy in self.policies.items()}
         self.folder.save_checkpoint(step, learners, facts)
 
 

@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"runfolder", "engines"},
     {"models", "diagnostics"},
     {"teachers", "learner"},
-    {"rollout", "preflight", "policy"},
+    {"rollout", "preflight", "policy", "balancing"},
     {"session"},
     {"recipes", "report"},
     {"commands"},

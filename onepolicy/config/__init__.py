@@ -18,25 +18,42 @@ from onepolicy.config.common import (
     TeacherConfig,
 )
 from onepolicy.config.file import load_run
-from onepolicy.config.loss import DistillConfig, ImportanceConfig, LossConfig, PolicyConfig
-from onepolicy.config.recipes import RECIPES, AnyRun, CheckConfig, MopdConfig, RlvrConfig, SftConfig, parse_run
+from onepolicy.config.loss import BalanceConfig, DistillConfig, ImportanceConfig, LossConfig, PolicyConfig
+from onepolicy.config.recipes import (
+    RECIPES,
+    AnyRun,
+    BranchMergeConfig,
+    CheckConfig,
+    CopdConfig,
+    MixRlConfig,
+    MopdConfig,
+    ReinforcedConfig,
+    RlvrConfig,
+    SftConfig,
+    parse_run,
+)
 from onepolicy.config.strict import ConfigError, Strict, did_you_mean, fault_line
 
 __all__ = [
     "RECIPES",
     "AnyRun",
+    "BalanceConfig",
+    "BranchMergeConfig",
     "CheckConfig",
     "CheckpointConfig",
     "ConfigError",
+    "CopdConfig",
     "DistillConfig",
     "DomainConfig",
     "EvalConfig",
     "ImportanceConfig",
     "LossConfig",
+    "MixRlConfig",
     "ModelConfig",
     "MopdConfig",
     "OptimConfig",
     "PolicyConfig",
+    "ReinforcedConfig",
     "RlvrConfig",
     "RolloutConfig",
     "RunConfig",

@@ -105,3 +105,17 @@ class LossConfig(Strict):
     policy: PolicyConfig = PolicyConfig()
     distill: DistillConfig = DistillConfig()
     importance: ImportanceConfig = ImportanceConfig()
+
+
+class BalanceConfig(Strict):
+    """Weights per domain that undo an imbalance of the batch (Open-MOPD, arXiv 2608.19098).
+
+    share  every domain gets its target part of the token budget      gap  share, then more where |signal| is larger
+    dn     less where the signal spreads more (arXiv 2609.35347)      none
+    `targets` are equal by default; `decay` is that of the running mean of |signal|.
+    """
+
+    kind: Literal["none", "share", "gap", "dn"] = "none"
+    targets: dict[str, PositiveFloat] | None = None
+    alpha: float = 1.0
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9

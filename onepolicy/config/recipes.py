@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from onepolicy.config.common import RolloutConfig, RunConfig, ScheduleConfig, TeacherConfig
-from onepolicy.config.loss import LossConfig
+from onepolicy.config.loss import BalanceConfig, LossConfig
 from onepolicy.config.strict import ConfigError, Strict, did_you_mean, fault_line
 
 
@@ -19,29 +27,41 @@ class SftConfig(RunConfig):
     batch_size: PositiveInt = 64
 
 
-class RlvrConfig(RunConfig):
-    """Stage 2: one expert, by reinforcement learning from verifiable rewards."""
+class ReinforcedConfig(RunConfig):
+    """What recipes share that do reinforcement learning from verifiable rewards."""
 
-    recipe: Literal["rlvr"] = "rlvr"
     loss: LossConfig = LossConfig()
     advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = "grpo"
     max_draws: PositiveInt = Field(1, description="dynamic sampling: draw up to this many batches to fill one")
     overlong: Literal["keep", "mask"] = Field("keep", description="train on truncated responses, or mask them")
-    reference_kl: NonNegativeFloat = Field(0.0, description="weight of the reverse KL to the starting model")
     inner_updates: PositiveInt = 1
 
     @model_validator(mode="after")
     def _groups_have_a_baseline(self) -> Self:
         if self.rollout.n == 1:
             raise ValueError("rollout.n is 1: a group of one has no baseline and its advantage is 0; use n >= 2")
-        return self
-
-    @model_validator(mode="after")
-    def _settings_fit(self) -> Self:
-        if self.reference_kl > 0 and self.model.path is None:
-            raise ValueError("reference_kl > 0 needs a starting model with a `path`: one from scratch is no reference")
         _updates_fit(self.inner_updates, self.rollout)
         return self
+
+
+class RlvrConfig(ReinforcedConfig):
+    """Stage 2: one expert, by reinforcement learning from verifiable rewards."""
+
+    recipe: Literal["rlvr"] = "rlvr"
+    reference_kl: NonNegativeFloat = Field(0.0, description="weight of the reverse KL to the starting model")
+
+    @model_validator(mode="after")
+    def _has_a_reference(self) -> Self:
+        if self.reference_kl > 0 and self.model.path is None:
+            raise ValueError("reference_kl > 0 needs a starting model with a `path`: one from scratch is no reference")
+        return self
+
+
+class MixRlConfig(ReinforcedConfig):
+    """Baseline: one policy, all domains in every batch, each sample with its own domain's reward and group."""
+
+    recipe: Literal["mix_rl"] = "mix_rl"
+    balance: BalanceConfig = BalanceConfig()
 
 
 def _updates_fit(inner_updates: int, rollout: RolloutConfig) -> None:
@@ -80,6 +100,7 @@ class MopdConfig(RunConfig):
     outcome_weight: ScheduleConfig = ScheduleConfig(start=0, end=0, steps=1)
     advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = "grpo"
     inner_updates: PositiveInt = 1
+    balance: BalanceConfig = BalanceConfig()
     check: CheckConfig = CheckConfig()
 
     @property
@@ -120,8 +141,79 @@ class MopdConfig(RunConfig):
         return self
 
 
-AnyRun = SftConfig | RlvrConfig | MopdConfig
-RECIPES: dict[str, type[AnyRun]] = {"sft": SftConfig, "rlvr": RlvrConfig, "mopd": MopdConfig}
+class ExchangeConfig(Strict):
+    """Who teaches whom in CoPD's distillation phases.
+
+    `pairwise`: every branch learns from every other. With a `hub`, every other branch exchanges with the hub only
+    (the paper's choice for three branches). `without` switches directions off, each as [student, teacher].
+    `prompts` per peer and step, answered `n` times each; `beta` weighs what they say, one number or one per branch.
+    """
+
+    hub: str | None = None
+    without: tuple[tuple[str, str], ...] = ()
+    peers: Literal["live", "snapshot"] = "live"
+    prompts: PositiveInt = 64
+    n: PositiveInt = 1
+    beta: NonNegativeFloat | dict[str, NonNegativeFloat] = 1.0
+
+    def beta_of(self, branch: str) -> float:
+        return self.beta[branch] if isinstance(self.beta, dict) else self.beta
+
+
+class BranchMergeConfig(Strict):
+    """How CoPD's branches become one policy: their average, task arithmetic with `scale`, or not at all."""
+
+    method: Literal["average", "task_arithmetic", "none"] = "average"
+    scale: PositiveFloat = 1.0
+
+
+class CopdConfig(ReinforcedConfig):
+    """Co-evolving policy distillation: one branch per domain; each cycle is `rl_steps`, then `opd_steps`."""
+
+    recipe: Literal["copd"] = "copd"
+    rl_steps: NonNegativeInt = 3
+    opd_steps: NonNegativeInt = 2
+    exchange: ExchangeConfig = ExchangeConfig()
+    merge: BranchMergeConfig = BranchMergeConfig()
+    diagnose_every: NonNegativeInt = Field(0, description="steps between measurements of overlap and symmetric KL")
+
+    def in_opd(self, step: int) -> bool:
+        return step % (self.rl_steps + self.opd_steps) >= self.rl_steps
+
+    def teachers_of(self, branch: str) -> list[str]:
+        """The branches that `branch` learns from in a distillation phase."""
+        hub, off = self.exchange.hub, self.exchange.without
+        peers = [name for name in self.domains if name != branch]
+        return [name for name in peers if (hub is None or hub in (branch, name)) and (branch, name) not in off]
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        exchange = self.exchange
+        named = [exchange.hub] if exchange.hub else []
+        named += [name for pair in exchange.without for name in pair]
+        named += list(exchange.beta) if isinstance(exchange.beta, dict) else []
+        for name in named:
+            if name not in self.domains:
+                raise ValueError(
+                    f"exchange names {name!r}, which is no branch: {did_you_mean(name, list(self.domains))}"
+                )
+        if isinstance(exchange.beta, dict) and (missing := self.domains.keys() - exchange.beta.keys()):
+            raise ValueError(f"exchange.beta has no value for {', '.join(sorted(missing))}: give one per branch")
+        if self.rl_steps + self.opd_steps == 0:
+            raise ValueError("rl_steps and opd_steps are both 0, so a cycle has no step: raise one of them")
+        if self.inner_updates > 1:
+            raise ValueError("copd takes one update per step from native and cross samples: set inner_updates to 1")
+        return self
+
+
+AnyRun = SftConfig | RlvrConfig | MixRlConfig | MopdConfig | CopdConfig
+RECIPES: dict[str, type[AnyRun]] = {
+    "sft": SftConfig,
+    "rlvr": RlvrConfig,
+    "mix_rl": MixRlConfig,
+    "mopd": MopdConfig,
+    "copd": CopdConfig,
+}
 
 
 def parse_run(data: Mapping[str, Any]) -> AnyRun:

@@ -78,6 +78,14 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
+def frozen_head(model: PreTrainedModel) -> Head:
+    """The head with the weights of this moment, whatever the model learns afterwards."""
+    live = model.get_output_embeddings()
+    weight = live.weight.detach().clone()
+    bias = None if getattr(live, "bias", None) is None else live.bias.detach().clone()
+    return Head(model.config, lambda hidden_CH: torch.nn.functional.linear(hidden_CH, weight, bias), model.device)
+
+
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
     """Refuse an architecture whose logits are not Head(backbone(x)). Cheap: two passes over six tokens.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onepolicy.config import AnyRun, MopdConfig, RlvrConfig, SftConfig
+from onepolicy.config import AnyRun, CopdConfig, MixRlConfig, MopdConfig, RlvrConfig, SftConfig
 from onepolicy.runfolder import is_finished
 
 
@@ -19,6 +19,14 @@ def run(config: AnyRun) -> None:
             from onepolicy.recipes.rlvr import rlvr
 
             rlvr(config)
+        case MixRlConfig():
+            from onepolicy.recipes.mix_rl import mix_rl
+
+            mix_rl(config)
+        case CopdConfig():
+            from onepolicy.recipes.copd import copd
+
+            copd(config)
         case MopdConfig():
             from onepolicy.recipes.mopd import mopd
 

@@ -10,6 +10,7 @@ top-k, or the whole vocabulary (`loss.distill.estimator`). Hard routing by domai
 
 from __future__ import annotations
 
+from onepolicy.balancing import Balancer
 from onepolicy.config import MopdConfig
 from onepolicy.preflight import check_teachers
 from onepolicy.rollout import annotate_advantages, learn
@@ -24,6 +25,8 @@ def mopd(config: MopdConfig) -> None:
         teachers = session.frozen(models, config.routes)
         check_teachers(session, teachers, config.check)
         want = wanted(config.loss.distill)
+        balancer = Balancer(config.balance, list(config.domains))
+        session.remembered["balance"] = balancer
 
         for step in session.steps():
             tasks = session.mixture.draw(config.rollout.prompts)
@@ -32,6 +35,7 @@ def mopd(config: MopdConfig) -> None:
                 sample.teacher = scores
                 sample.weights = Weights(pg=config.outcome_weight.at(step), distill=config.distill_weight.at(step))
             annotate_advantages(samples, config.advantage)
+            shares = balancer.annotate(samples)
             metrics = learn(session.learner, samples, config.inner_updates)
-            session.log(step, samples, metrics)
-        session.finish()
+            session.log(step, samples, metrics | shares)
+        session.finish(session.policy)

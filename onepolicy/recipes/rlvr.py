@@ -1,4 +1,4 @@
-"""Reinforcement learning from verifiable rewards: one expert (GRPO family; methods.md §1).
+"""Reinforcement learning from verifiable rewards: one expert (GRPO family).
 
     Â_i = (r_i − mean r) / std r over the G rollouts of a prompt      L = − E[ min(ρ Â, clip(ρ) Â) ]
 
@@ -8,9 +8,11 @@ Options: Dr.GRPO, RLOO, MaxRL advantages; PPO, CISPO, REINFORCE, GSPO losses; dy
 
 from __future__ import annotations
 
-from onepolicy.config import RlvrConfig
+from onepolicy.config import ReinforcedConfig, RlvrConfig
+from onepolicy.policy import Policy
 from onepolicy.rollout import annotate_advantages, groups_of, learn
 from onepolicy.session import Session
+from onepolicy.tasks.mixture import Mixture
 from onepolicy.teachers import wanted
 from onepolicy.types import Sample, Weights
 
@@ -24,19 +26,30 @@ def rlvr(config: RlvrConfig) -> None:
 
         for step in session.steps():
             samples = draw_groups(session, config, step)
-            annotate_advantages(samples, config.advantage)
-            for sample in samples:
-                masked = config.overlong == "mask" and sample.finish == "length"
-                sample.weights = Weights(pg=0.0 if masked else 1.0, distill=0.0 if masked else config.reference_kl)
+            annotate_reinforcement(samples, config)
             if reference is not None:
                 for sample, scores in zip(samples, reference.score(samples, want), strict=True):
-                    sample.teacher = scores
+                    sample.teacher, sample.weights.distill = scores, config.reference_kl * sample.weights.pg
             metrics = learn(session.learner, samples, config.inner_updates)
             session.log(step, samples, metrics)
-        session.finish()
+        session.finish(session.policy)
 
 
-def draw_groups(session: Session, config: RlvrConfig, step: int) -> list[Sample]:
+def annotate_reinforcement(samples: list[Sample], config: ReinforcedConfig) -> None:
+    """Advantages by group, and weight 1, or 0 for a truncated response if those are masked."""
+    annotate_advantages(samples, config.advantage)
+    for sample in samples:
+        masked = config.overlong == "mask" and sample.finish == "length"
+        sample.weights = Weights(pg=0.0 if masked else 1.0)
+
+
+def draw_groups(
+    session: Session,
+    config: ReinforcedConfig,
+    step: int,
+    mixture: Mixture | None = None,
+    policy: Policy | None = None,
+) -> list[Sample]:
     """`rollout.prompts` groups. Dynamic sampling: groups whose rewards are all equal carry no signal; replace them.
 
     Up to `max_draws` batches are drawn; what is then still missing is filled with groups of equal rewards.
@@ -45,8 +58,8 @@ def draw_groups(session: Session, config: RlvrConfig, step: int) -> list[Sample]
     equal: list[list[Sample]] = []
     wanted = config.rollout.prompts
     for draw in range(config.max_draws):
-        tasks = session.mixture.draw(wanted - len(useful))
-        for group in groups_of(session.rollout(tasks, config.rollout.n, step, draw)):
+        tasks = (mixture or session.mixture).draw(wanted - len(useful))
+        for group in groups_of(session.rollout(tasks, config.rollout.n, step, draw, policy)):
             (useful if len({sample.reward for sample in group}) > 1 else equal).append(group)
         if len(useful) == wanted:
             break

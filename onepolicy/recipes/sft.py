@@ -30,4 +30,4 @@ def sft(config: SftConfig) -> None:
             samples = [demonstrate(task) for task in session.mixture.draw(config.batch_size)]
             metrics = session.learner.step(samples)
             session.log(step, samples, metrics)
-        session.finish()
+        session.finish(session.policy)

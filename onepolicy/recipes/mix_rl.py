@@ -1,0 +1,27 @@
+"""Mix-RL: one policy, reinforcement learning on all domains at once (the baseline of MOPD and of CoPD).
+
+Every batch holds prompts of all domains, by their shares; a sample keeps the reward and the group of its own domain.
+With one domain it is `rlvr`, bit for bit.
+"""
+
+from __future__ import annotations
+
+from onepolicy.balancing import Balancer
+from onepolicy.config import MixRlConfig
+from onepolicy.recipes.rlvr import annotate_reinforcement, draw_groups
+from onepolicy.rollout import learn
+from onepolicy.session import Session
+
+
+def mix_rl(config: MixRlConfig) -> None:
+    with Session(config, config.loss) as session:
+        balancer = Balancer(config.balance, list(config.domains))
+        session.remembered["balance"] = balancer
+
+        for step in session.steps():
+            samples = draw_groups(session, config, step)
+            annotate_reinforcement(samples, config)
+            shares = balancer.annotate(samples)
+            metrics = learn(session.learner, samples, config.inner_updates)
+            session.log(step, samples, metrics | shares)
+        session.finish(session.policy)
