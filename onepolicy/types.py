@@ -72,7 +72,7 @@ class TokenScores:
     topk_ids_RK: Array | None = None
     topk_logprobs_RK: Array | None = None
     hidden_RH: Array | None = None
-    head: Any = None  # an `engines.head.Head`, shared by all samples of one scorer
+    head: Any = None  # an `engines.forward.Head`, shared by all samples of one scorer
 
 
 @dataclass(slots=True)

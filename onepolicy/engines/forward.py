@@ -15,6 +15,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from transformers import PretrainedConfig, PreTrainedModel
 
 from onepolicy.objectives.divergences import at_least_float32
@@ -83,7 +84,7 @@ def frozen_head(model: PreTrainedModel) -> Head:
     live = model.get_output_embeddings()
     weight = live.weight.detach().clone()
     bias = None if getattr(live, "bias", None) is None else live.bias.detach().clone()
-    return Head(model.config, lambda hidden_CH: torch.nn.functional.linear(hidden_CH, weight, bias), model.device)
+    return Head(model.config, lambda hidden_CH: linear(hidden_CH.to(weight.dtype), weight, bias), model.device)
 
 
 @torch.no_grad()
