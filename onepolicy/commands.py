@@ -27,7 +27,7 @@ from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import Mixture
 from onepolicy.types import Sample
 
-WIDTH = 110  # of what is not a terminal: a score table with its intervals fits
+WIDTH = 124  # of what is not a terminal: a score table with its intervals fits
 console = Console(width=None if sys.stdout.isatty() else WIDTH)
 
 

@@ -196,3 +196,56 @@ def test_micro_batches_are_sorted_by_length_bounded_and_split_by_key():
     assert plan_batches([5, 1, 4, 2, 9], 1000) == [[4, 0, 2, 3, 1]]  # too small to be split for that
     assert plan_batches([3, 3, 3, 3], 100, [1, 0, 1, 0]) == [[1, 3], [0, 2]]
     assert plan_batches([], 10) == []
+
+
+def rollouts_of(prompts: list[int], n: int = 4) -> list[Sample]:
+    """n rollouts of unlike lengths for each prompt, shuffled; the longer ones hold an observation in the middle."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for length in prompts:
+        prompt = rng.integers(0, 38, length)
+        for written in rng.integers(1, 16, n):
+            ids_T = np.concatenate([prompt, rng.integers(0, 38, written)]).astype(np.int32)
+            mask_T = np.arange(len(ids_T)) >= length
+            if written > 6:
+                mask_T[length + 2 : length + 4] = False
+            samples.append(Sample(task(), ids_T, mask_T, np.zeros(int(mask_T.sum()), dtype=np.float32)))
+    return [samples[i] for i in rng.permutation(len(samples))]
+
+
+@pytest.mark.parametrize("prompts", [[12, 12, 12], [12, 9, 14]], ids=["equal", "mixed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rollouts_that_share_their_prompt_get_the_states_and_gradients_of_rows_on_their_own(kind, prompts, monkeypatch):
+    model, _ = build(kind)
+    model.train()
+    samples = rollouts_of(prompts)
+    found = []
+    for threshold in (float("inf"), 0.0):  # never, always
+        monkeypatch.setattr(forward, "SHARING", threshold)
+        model.zero_grad()
+        hidden_NH, tokens_N = forward.predicting_states(model, samples)
+        (hidden_NH * torch.arange(hidden_NH.numel()).view_as(hidden_NH).sin()).sum().backward()
+        found.append((hidden_NH.detach(), tokens_N, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+
+    (alone, tokens, gradients), (shared, tokens_again, gradients_again) = found
+    assert torch.equal(tokens, tokens_again)
+    torch.testing.assert_close(shared, alone, atol=2e-5, rtol=2e-4)
+    for one, other in zip(gradients, gradients_again, strict=True):
+        assert (one - other).norm() <= 1e-3 * one.norm() + 1e-5
+
+
+def test_a_group_is_read_with_its_prompt_once(monkeypatch):
+    model, _ = build()
+    read = []
+    model.base_model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    prompt = np.arange(20, dtype=np.int32)
+    mask_T = np.arange(23) >= 20
+    samples = [
+        Sample(task(), np.append(prompt, np.int32([i, 1, 2])), mask_T, np.zeros(3, dtype=np.float32)) for i in range(8)
+    ]
+
+    forward.predicting_states(model, samples)
+
+    assert read == [20, 8 * 2]  # row by row it would be 8 · 22

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from onepolicy.objectives.divergences import at_least_float32
 from onepolicy.types import Sample, TokenScores, Want
@@ -25,6 +25,8 @@ CHUNK_BYTES = {"cpu": 3 * 2**27, "cuda": 2**32}  # of float32 logits and what is
 LIVE_COPIES = 8  # tensors of [chunk, V] alive at once in the worst case, a divergence under autograd
 ALIKE = 0.8  # rows at least this share of the longest are padded to it; measured: half the time of a mixed-length step
 WORTHWHILE = 1 / 16  # of tokens_per_batch: micro-batches smaller than this are not closed for the sake of padding
+PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}  # of a cache that can be padded and repeated
+SHARING = 1.25  # share prompts where reading them row by row would take this many times the tokens
 LOUD = 50.0  # size of the probe's logits in check_head: large enough for a soft cap to show
 
 
@@ -139,22 +141,80 @@ def plan_batches(lengths: Sequence[int], tokens_per_batch: int, keys: Sequence[i
 def predicting_states(model: PreTrainedModel, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     """One micro-batch through the backbone: (hidden_NH that predict the tokens the policy wrote, those tokens_N).
 
-    Rows are padded on the right. Attention is causal, so no token sees that padding and no attention mask is needed.
-    A token that the model has no embedding for is read as token 0.
+    Rollouts of one prompt read it once (`_shared_states`) where that saves enough, else each row on its own. The last
+    token of a row predicts nothing and is not read. One that the model has no embedding for is read as token 0.
     """
-    device = model.device
-    shape = len(samples), max(len(s.token_ids_T) for s in samples)
-    ids_BT, mask_BT = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
-    for row, sample in enumerate(samples):
-        ids_BT[row, : len(sample.token_ids_T)] = sample.token_ids_T
-        mask_BT[row, : len(sample.mask_T)] = sample.mask_T
-    rows, columns = np.nonzero(mask_BT)
-    tokens_N = torch.from_numpy(ids_BT[rows, columns]).to(device)
+    prompts: dict[bytes, int] = {}
+    group_B = [prompts.setdefault(s.token_ids_T[: s.prompt_length].tobytes(), len(prompts)) for s in samples]
+    longest = max(s.prompt_length for s in samples)
+    alone = len(samples) * (max(len(s.token_ids_T) for s in samples) - 1)
+    shared = len(prompts) * longest + len(samples) * (max(len(s.token_ids_T) - s.prompt_length for s in samples) - 1)
+    if alone >= SHARING * shared and can_share(model):
+        hidden_BTH, starts_B = _shared_states(model, samples, group_B), [s.prompt_length for s in samples]
+    else:
+        ids = _ids(model, [s.token_ids_T[:-1] for s in samples])
+        hidden_BTH, starts_B = model.base_model(input_ids=ids, use_cache=False).last_hidden_state, [1] * len(samples)
+    where = [np.flatnonzero(s.mask_T) for s in samples]
+    before_N = [
+        columns - start + row * hidden_BTH.shape[1]
+        for row, (columns, start) in enumerate(zip(where, starts_B, strict=True))
+    ]
+    tokens_N = np.concatenate([s.token_ids_T[columns] for s, columns in zip(samples, where, strict=True)]).astype(
+        np.int64
+    )
+    index_N = torch.from_numpy(np.concatenate(before_N)).to(model.device)
+    return hidden_BTH.flatten(0, 1).index_select(0, index_N), torch.from_numpy(tokens_N).to(model.device)
+
+
+def can_share(model: PreTrainedModel) -> bool:
+    """Whether a cache filled by prompts can be handed to their rollouts: attention layers only, nothing recomputed."""
+    plain = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers} <= PLAIN_LAYERS
+    return plain and not model.is_activation_checkpointing
+
+
+def _shared_states(model: PreTrainedModel, samples: Sequence[Sample], group_B: Sequence[int]) -> Tensor:
+    """[B, R, H]: what predicts each token after the prompt. Each distinct prompt passes once, under autograd too.
+
+    Prompts are padded on the left, so that they end where the answers begin.
+    """
+    prompts = [samples[group_B.index(g)] for g in range(max(group_B) + 1)]
+    width = max(s.prompt_length for s in prompts)
+    pads_G1 = torch.tensor([[width - s.prompt_length] for s in prompts], device=model.device)
+    ids_GT = _ids(model, [np.pad(s.token_ids_T[: s.prompt_length], (width - s.prompt_length, 0)) for s in prompts])
+    ids_BR = _ids(model, [s.token_ids_T[s.prompt_length : -1] for s in samples])
+    columns = torch.arange(width + ids_BR.shape[1], device=model.device)
+    seen_GC = columns >= pads_G1 if bool(pads_G1.any()) else None
+    positions_GC = (columns - pads_G1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    read = model.base_model(
+        input_ids=ids_GT,
+        attention_mask=None if seen_GC is None else seen_GC[:, :width].long(),
+        position_ids=positions_GC[:, :width],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, -1:]
+    index_B = torch.tensor(group_B, device=model.device)
+    if not ids_BR.shape[1]:
+        return read.index_select(0, index_B)
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.index_select(0, index_B), layer.values.index_select(0, index_B)
+    rest = model.base_model(
+        input_ids=ids_BR,
+        attention_mask=None if seen_GC is None else seen_GC[index_B].long(),
+        position_ids=positions_GC[index_B, width:],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return torch.cat([read.index_select(0, index_B), rest], dim=1)
+
+
+def _ids(model: PreTrainedModel, rows: Sequence[np.ndarray]) -> Tensor:
+    """[B, T], padded on the right: attention is causal, so no token sees that and no attention mask is needed."""
+    ids_BT = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    for line, row in zip(ids_BT, rows, strict=True):
+        line[: len(row)] = row
     ids_BT[ids_BT >= model.get_input_embeddings().num_embeddings] = 0
-    ids = torch.from_numpy(ids_BT).to(device)
-    hidden_BTH = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    before_N = torch.from_numpy(rows * shape[1] + columns - 1).to(device)
-    return hidden_BTH.flatten(0, 1).index_select(0, before_N), tokens_N
+    return torch.from_numpy(ids_BT).to(model.device)
 
 
 def chunk_length(vocabulary: int, device: torch.device) -> int:

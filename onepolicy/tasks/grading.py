@@ -105,16 +105,38 @@ _Job = tuple[list[Item], "Future[list[Grade]]"]
 
 
 def _serve(jobs: queue.SimpleQueue[_Job | None], worker: _Worker) -> None:
-    """The background thread: one job after the other, until None."""
+    """The background thread: all waiting jobs at once, until None."""
     with contextlib.suppress(GradingError, OSError):  # reported with the first job, which tries again
         worker.start()
-    while (job := jobs.get()) is not None:
-        items, future = job
+    while waiting := _next_jobs(jobs):
+        items = [item for items, _ in waiting for item in items]
         try:
-            future.set_result([grade for batch in _batches(items) for grade in worker.grade(batch)])
+            grades = iter([grade for batch in _batches(items) for grade in worker.grade(batch)])
         except Exception as error:  # whoever collects raises it; the thread must go on
-            future.set_exception(error)
+            for _, future in waiting:
+                future.set_exception(error)
+        else:
+            for items, future in waiting:
+                future.set_result([next(grades) for _ in items])
     worker.kill()
+
+
+def _next_jobs(jobs: queue.SimpleQueue[_Job | None]) -> list[_Job]:
+    """All jobs that wait, at least one: one message to the worker costs as much as grading dozens of easy answers.
+
+    Empty at the end (None). A None behind other jobs is put back, for the next call.
+    """
+    waiting: list[_Job] = []
+    job = jobs.get()
+    while job is not None:
+        waiting.append(job)
+        try:
+            job = jobs.get_nowait()
+        except queue.Empty:
+            return waiting
+    if waiting:
+        jobs.put(None)
+    return waiting
 
 
 def _stop(jobs: queue.SimpleQueue[_Job | None], worker: _Worker, thread: threading.Thread) -> None:
