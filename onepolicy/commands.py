@@ -6,26 +6,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from onepolicy import recipes
-from onepolicy.config import AnyRun, MopdConfig
-from onepolicy.engines.base import Sampling
-from onepolicy.engines.local import LocalEngine
-from onepolicy.engines.text import Renderer
-from onepolicy.evaluation import Evaluation, evaluate
-from onepolicy.models import load_model, pick_device
+from onepolicy.config import AnyRun, EvalConfig, MergeConfig, MopdConfig, OffpolicyConfig
+from onepolicy.evaluation import Evaluation
+from onepolicy.exam import Exam
+from onepolicy.mergefiles import Inputs
+from onepolicy.models import load_model
+from onepolicy.preflight import check_identity, check_teachers
 from onepolicy.progress import hush_transformers
 from onepolicy.report.build import write_report
-from onepolicy.report.tables import Table, evaluation_table
+from onepolicy.report.tables import Table, evaluation_table, sweep_table
 from onepolicy.runfolder import write_atomic
-from onepolicy.session import EVAL_SEED, Session
+from onepolicy.session import Session
 from onepolicy.tasks.check import check_domains as check_tasks
-from onepolicy.tasks.grading import Grader
-from onepolicy.tasks.mixture import Mixture
-from onepolicy.types import Sample
 
 WIDTH = 124  # of what is not a terminal: a score table with its intervals fits
 console = Console(width=None if sys.stdout.isatty() else WIDTH)
@@ -33,7 +29,10 @@ console = Console(width=None if sys.stdout.isatty() else WIDTH)
 
 def run_and_report(config: AnyRun) -> None:
     recipes.run(config)
-    show_report(config.output)
+    if isinstance(config, MergeConfig) and config.sweep:
+        print_table(sweep_table(config.output / "sweep.json"))
+    if not isinstance(config, MergeConfig) or (config.output / "eval").is_dir():
+        show_report(config.output)
     console.print(f"model   {config.output / 'model'}")
 
 
@@ -69,13 +68,16 @@ def check_run(config: AnyRun) -> bool:
     if not check_domains(config, 50):
         return False
     hush_transformers()
+    if isinstance(config, MergeConfig):
+        Inputs(config)
+        return True
     with tempfile.TemporaryDirectory() as scratch:
         aside = config.model_copy(update={"output": Path(scratch) / "check"})
         if not isinstance(aside, MopdConfig):
-            load_model(config.model, config.seed)
+            model, tokenizer = load_model(config.model, config.seed)
+            for name, teacher in aside.teachers.items() if isinstance(aside, OffpolicyConfig) else ():
+                check_identity(name, teacher.model, model, tokenizer)
             return True
-        from onepolicy.preflight import check_teachers
-
         with Session(aside, aside.loss) as session:
             teachers = session.frozen({name: t.model for name, t in aside.teachers.items()}, aside.routes)
             reports = check_teachers(session, teachers, aside.check)
@@ -93,21 +95,8 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """avg@n of `model` (default: the run's result) on the run's held-out tasks."""
     checkpoint = config.model.model_copy(update={"path": model or str(config.output / "model"), "scratch": None})
-    mixture = Mixture(config.domains, config.seed)
-    hush_transformers()
-    torch.set_num_threads(config.threads)
-    weights, tokenizer = load_model(checkpoint, device=pick_device(config.device))
-    engine = LocalEngine(weights, Renderer(tokenizer, weights.generation_config), batch_size=config.rollout.batch_size)
-    limits = {name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens}
-    sampling = Sampling(temperature, max_new_tokens=config.rollout.max_new_tokens, limits=limits)
-    tasks = [task for tasks in mixture.eval_tasks.values() for task in tasks]
-    with Grader(config.domains) as grader:
-
-        def grade(samples: list[Sample]) -> None:
-            grader.submit(samples)
-            grader.collect()
-
-        result = evaluate(engine, tasks, grade, n, sampling, EVAL_SEED)
+    with Exam(config) as exam:
+        result = exam.evaluate(checkpoint, EvalConfig(n=n, temperature=temperature))
     print_table(evaluation_table(str(checkpoint.path), result))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ from onepolicy.engines.forward import (
 )
 from onepolicy.meter import Meter
 from onepolicy.models import save_model
-from onepolicy.objectives import distill, importance, policy, reduce
+from onepolicy.objectives import distill, importance, policy, reduce, weighting
 from onepolicy.types import Array, Sample, TokenScores, Want
 
 Divergence = Callable[[slice, Tensor], Tensor]  # (chunk of N, student log-probs [C, V]) → [C]
@@ -46,6 +46,7 @@ COUNTED_WHERE = {  # metric → the component whose tokens it is a mean over; al
     "clipped": "pg",
     "reverse_kl": "distill",
     "signal": "distill",
+    "trusted": "distill",
     "cross_entropy": "ce",
     "gated": "policy",
     "engine_gap": "policy",
@@ -63,6 +64,7 @@ class Tokens:
     old_N: Tensor | None
     advantages_N: Tensor
     teacher_N: Tensor
+    trusted_N: Tensor | None
     segments_N: Tensor
     domain_N: Tensor
 
@@ -117,6 +119,7 @@ class Learner:
         learnt = [samples[i] for i in active]
         _check_annotations(learnt)
         batches = plan_batches([len(s.token_ids_T) for s in learnt], self.optim.tokens_per_batch, _kinds(learnt))
+        spread = weighting.spread(self.loss.distill, learnt)
         meter = Meter(sorted({s.task.domain for s in samples}))
         self._count_unscored(samples, meter)
         self.model.train()
@@ -124,7 +127,7 @@ class Learner:
         for batch in batches:
             rows = [active[j] for j in batch]
             flat = {c: self._flat([coefficients[c][i] for i in rows]) for c in COMPONENTS}
-            meter.add_scalar("loss", self._backward([samples[i] for i in rows], flat, meter))
+            meter.add_scalar("loss", self._backward([samples[i] for i in rows], flat, spread, meter))
         meter.scalars |= self._update()
         return meter.summary()
 
@@ -161,7 +164,9 @@ class Learner:
 
     # -- one micro-batch -------------------------------------------------------------------------------------------
 
-    def _backward(self, samples: Sequence[Sample], coefficient: dict[str, Tensor], meter: Meter) -> float:
+    def _backward(
+        self, samples: Sequence[Sample], coefficient: dict[str, Tensor], spread: distill.Spread | None, meter: Meter
+    ) -> float:
         """Add the gradient of one micro-batch, all of whose samples are of one kind (see _kinds). Returns its loss."""
         tokens = self._tokens(samples, coefficient, meter)
         divergence = self._divergence(samples) if "distill" in tokens.used else None
@@ -175,7 +180,7 @@ class Learner:
             divergence_C = partial(divergence, chunk) if divergence else None
             with self._autocast():
                 stats = token_stats(self.head, hidden_CH, tokens_N[chunk], self.temperature, divergence_C)
-            loss, values = self._loss(stats, tokens, chunk)
+            loss, values = self._loss(stats, tokens, chunk, spread)
             loss.backward()
             assert hidden_CH.grad is not None, "a micro-batch of samples that count must have a gradient"
             total += loss.item()
@@ -187,7 +192,9 @@ class Learner:
             meter.add(name, torch.cat(parts), tokens.domain_N, where_N)
         return total
 
-    def _loss(self, stats: TokenStats, tokens: Tokens, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(
+        self, stats: TokenStats, tokens: Tokens, chunk: slice, spread: distill.Spread | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Σ_component Σ_token over one chunk, and the values per token that the meter is to see."""
         logprobs_C, current_C = stats.logprobs_C, stats.logprobs_C.detach()
         engine_C, segments_C = tokens.engine_N[chunk], tokens.segments_N[chunk]
@@ -203,13 +210,16 @@ class Learner:
             terms.append(reduce.weighted_sum(coefficient["pg"], weights_C * loss_C))
         if "distill" in tokens.used:
             config, teacher_C = self.loss.distill, tokens.teacher_N[chunk]
-            signal_C = distill.signal(config, teacher_C, current_C if config.refresh else old_C)
-            if stats.divergence_C is not None:
-                loss_C = stats.divergence_C
-            elif config.estimator == "sampled":
+            signal_C = distill.signal(config, teacher_C, current_C if config.refresh else old_C, spread)
+            if config.estimator in ("sampled", "trust_region"):
                 loss_C, _ = policy.policy_loss(self.loss.policy, logprobs_C, old_C, signal_C, segments_C)
-            else:
+            elif stats.divergence_C is None:
                 loss_C = distill.sampled_loss(config, logprobs_C, teacher_C)
+            else:
+                loss_C = stats.divergence_C
+            if tokens.trusted_N is not None and stats.divergence_C is not None:
+                seen["trusted"] = tokens.trusted_N[chunk]
+                loss_C = torch.where(seen["trusted"], loss_C, stats.divergence_C)
             terms.append(reduce.weighted_sum(coefficient["distill"], weights_C * loss_C))
             seen |= {"reverse_kl": current_C - teacher_C, "signal": signal_C.abs()}
         if "ce" in tokens.used:
@@ -223,14 +233,17 @@ class Learner:
         lengths = [s.length for s in samples]
         where = {component: coefficient_N != 0 for component, coefficient_N in coefficient.items()}
         domains = [meter.domains.index(s.task.domain) for s in samples]
+        used = [component for component, where_N in where.items() if where_N.any()]
+        parted = "distill" in used and self.loss.distill.estimator == "trust_region"
         return Tokens(
-            used=[component for component, where_N in where.items() if where_N.any()],
+            used=used,
             coefficient=coefficient,
             where=where | {"policy": where["pg"] | where["distill"]},
             engine_N=self._flat([s.logprobs_R for s in samples]),
             old_N=self._flat([s.old_logprobs_R for s in samples]) if _all_have_old(samples) else None,
             advantages_N=self._flat([_or_zeros(s.advantages_R, s) for s in samples]),
             teacher_N=self._flat([_teacher_logprobs(s) for s in samples]),
+            trusted_N=self._flat([weighting.trusted(s) for s in samples], np.bool_) if parted else None,
             segments_N=torch.from_numpy(np.repeat(np.arange(len(samples)), lengths)).to(self.device),
             domain_N=torch.from_numpy(np.repeat(domains, lengths)).to(self.device),
         )
@@ -239,7 +252,7 @@ class Learner:
         """(a chunk, the student's log-probs there) → its divergence to the teacher, if one is configured."""
         config = self.loss.distill
         scores = [s.teacher for s in samples]
-        if config.estimator == "topk":
+        if config.wants[0] == "topk":
             ids_NK = self._flat([_needed(x, "topk_ids_RK") for x in scores], np.int64)
             teacher_NK = self._flat([_needed(x, "topk_logprobs_RK") for x in scores])
             return lambda chunk, logprobs_CV: distill.topk_divergence(
@@ -262,10 +275,13 @@ class Learner:
     # -- around it -------------------------------------------------------------------------------------------------
 
     def _coefficients(self, samples: Sequence[Sample]) -> dict[str, list[Array]]:
-        """Per component, the coefficient of every token; a token without a finite teacher log-prob is dropped."""
+        """Per component, the coefficient of every token; a token without a finite teacher log-prob is dropped.
+
+        The factors of `loss.distill.weighting` ride on them: c·ℓ(A) = ℓ(c·A) for c >= 0, clipped or not.
+        """
         everywhere = [np.ones(s.length, dtype=bool) for s in samples]
         taught = [np.isfinite(_teacher_logprobs(s)) for s in samples]
-        return {
+        result = {
             component: reduce.coefficients(
                 taught if component == "distill" else everywhere,
                 [getattr(s.weights, component) for s in samples],
@@ -273,6 +289,13 @@ class Learner:
             )
             for component in COMPONENTS
         }
+        result["distill"] = [
+            coefficient_R * weighting.token_weights(self.loss.distill, sample)
+            if sample.weights.distill
+            else coefficient_R
+            for coefficient_R, sample in zip(result["distill"], samples, strict=True)
+        ]
+        return result
 
     def _count_unscored(self, samples: Sequence[Sample], meter: Meter) -> None:
         """The share of tokens that a teacher was to score and did not."""

@@ -105,36 +105,56 @@ def lora_delta(lora_a_RI: Tensor, lora_b_OR: Tensor, scaling: float) -> Tensor:
     return scaling * (_upcast(lora_b_OR) @ _upcast(lora_a_RI))
 
 
+Where = Callable[[int, str], str]  # (position of a model, name of a tensor) → what a message calls the place
+
+
 def check_mergeable(models: Sequence[State]) -> None:
-    """Raise ValueError unless all models have the same tensors, in shape and dtype, as the first; name what differs."""
+    """Raise ValueError unless all models have the same tensors, in shape and dtype, as the first; name what differs.
+
+    What is no float must have the same values, too.
+    """
+    check_layouts(models, _position)
+    check_constants(models, _position)
+
+
+def check_layouts(models: Sequence[State], where: Where) -> None:
+    """Names, shapes and dtypes alone, so that the tensors may be without values (device meta)."""
     for i, model in enumerate(models[1:], start=1):
         missing, extra = models[0].keys() - model.keys(), model.keys() - models[0].keys()
         if missing or extra:
-            name, where, other = (min(missing), 0, i) if missing else (min(extra), i, 0)
+            name, there, other = (min(missing), 0, i) if missing else (min(extra), i, 0)
             raise ValueError(
-                f"tensor {name!r} is in model {where} but not in model {other} ({len(missing)} missing, {len(extra)} "
-                "extra in all): merge checkpoints of one architecture (tied or adapter weights written out alike)"
+                f"tensor {name!r} is in {where(there, name)} but not in {where(other, name)} ({len(missing)} missing, "
+                f"{len(extra)} extra in all): merge checkpoints of one architecture (tied or adapter weights written "
+                "out alike)"
             )
-        for name, tensor in models[0].items():
-            _check_tensor(name, tensor, model[name], i)
+        for name, reference in models[0].items():
+            tensor, places = model[name], (where(0, name), where(i, name))
+            if tensor.shape != reference.shape:
+                raise ValueError(
+                    f"tensor {name!r} has shape {tuple(reference.shape)} in {places[0]} and {tuple(tensor.shape)} in "
+                    f"{places[1]}: merge checkpoints of one architecture and vocabulary"
+                )
+            if tensor.dtype != reference.dtype:
+                raise ValueError(
+                    f"tensor {name!r} is {reference.dtype} in {places[0]} and {tensor.dtype} in {places[1]}: "
+                    "save both in one dtype first"
+                )
 
 
-def _check_tensor(name: str, reference: Tensor, tensor: Tensor, i: int) -> None:
-    if tensor.shape != reference.shape:
-        raise ValueError(
-            f"tensor {name!r} has shape {tuple(reference.shape)} in model 0 and {tuple(tensor.shape)} in model {i}: "
-            "merge checkpoints of one architecture and vocabulary"
-        )
-    if tensor.dtype != reference.dtype:
-        raise ValueError(
-            f"tensor {name!r} is {reference.dtype} in model 0 and {tensor.dtype} in model {i}: "
-            "save both in one dtype first"
-        )
-    if not tensor.is_floating_point() and not torch.equal(tensor, reference):
-        raise ValueError(
-            f"tensor {name!r} ({tensor.dtype}) differs between model 0 and model {i}, and what is no float cannot be "
-            "averaged: make it equal, or leave it out"
-        )
+def check_constants(models: Sequence[State], where: Where) -> None:
+    """Tensors that are no floats (buffers) have the same values in all models."""
+    for i, model in enumerate(models[1:], start=1):
+        for name, reference in models[0].items():
+            if not reference.is_floating_point() and not torch.equal(model[name], reference):
+                raise ValueError(
+                    f"tensor {name!r} ({reference.dtype}) differs between {where(0, name)} and {where(i, name)}, and "
+                    "what is no float cannot be averaged: make it equal, or leave it out"
+                )
+
+
+def _position(i: int, name: str) -> str:
+    return f"model {i}"
 
 
 def _merge(models: Sequence[State], rule: Rule) -> dict[str, Tensor]:

@@ -74,13 +74,14 @@ def check_identity(
 
 def check_teachers(session: Session, teachers: Routed, config: CheckConfig) -> list[TeacherReport]:
     """Report every domain's teacher, keep it as teachers.json, warn on stderr. Raises ValueError on invalid scores."""
-    tasks = [task for tasks in session.mixture.eval_tasks.values() for task in tasks[: config.samples]]
+    domains = [domain for domain in session.mixture.domains if domain in teachers.scorers]  # the others only evaluate
+    tasks = [task for domain in domains for task in session.mixture.eval_tasks[domain][: config.samples]]
     samples = [s for s in session.rollout(tasks, 1, 0, draw=99) if s.length]
     learner = session.learner
     ours = learner.score(samples, Want("full"))
     theirs = teachers.score(samples, Want("full"))
     reports = []
-    for domain in session.mixture.domains:
+    for domain in domains:
         rows = [i for i, sample in enumerate(samples) if sample.task.domain == domain]
         if not rows:
             raise ValueError(f"the student wrote nothing at all in domain {domain!r}: check its chat template")

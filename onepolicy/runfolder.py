@@ -5,6 +5,7 @@
     eval/LABEL.json    evaluations               model/          the result: an ordinary Hugging Face folder
     checkpoints/step-N/                          done.json       written last
 
+A recipe of stages keeps the run folders of these in stages/; one that prepares something keeps it beside, see BEGUN.
 A checkpoint is written beside its name, hashed, then renamed; one that does not match its hashes is passed over for the
 one before it. Rows of metrics and samples that are newer than the checkpoint resumed from are dropped.
 """
@@ -26,13 +27,17 @@ from typing import IO, Any
 
 import yaml
 
-from onepolicy.config import ConfigError, RunConfig
+from onepolicy.config import ConfigError, MergeConfig, RunConfig
 from onepolicy.config.file import load_run
 
 MAY_CHANGE = ("output", "device", "threads", "checkpoint", "eval", "steps")  # between a run and its resumption
 PACKAGES = ("onepolicy", "torch", "transformers", "tokenizers", "numpy", "reasoning-gym")
 MANIFEST = "MANIFEST.json"
+BEGUN = ("metrics.jsonl", "checkpoints", "rollouts", "sweep.json", "model")  # where there is one, work has been done
 FIRST = (".lock", ".config.yaml.tmp")  # all that a run holds that was killed as it opened its folder
+
+
+Run = RunConfig | MergeConfig  # of a folder: what trains, and what does not
 
 
 class RunFolder:
@@ -41,7 +46,7 @@ class RunFolder:
     Raises ValueError as `check_folder` does.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: Run) -> None:
         self.path, self.config = Path(config.output), config
         self.model = self.path / "model"
         check_folder(config)
@@ -78,14 +83,15 @@ class RunFolder:
         scratch.mkdir(parents=True)
         torch.save(learner, scratch / "learner.pt")
         (scratch / "facts.json").write_text(json.dumps(facts))
-        hashes = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
+        hashes = {path.name: sha256(path) for path in sorted(scratch.iterdir())}
         (scratch / MANIFEST).write_text(json.dumps(hashes))
         for path in scratch.iterdir():
             _sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
         _sync(folder.parent)
-        for old in self._checkpoints()[self.config.checkpoint.keep :]:
+        keep = self.config.checkpoint.keep if isinstance(self.config, RunConfig) else 1
+        for old in self._checkpoints()[keep:]:
             shutil.rmtree(old)
 
     def load_checkpoint(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -120,7 +126,7 @@ class RunFolder:
         return lock
 
 
-def check_folder(config: RunConfig) -> None:
+def check_folder(config: Run) -> None:
     """Raises ValueError when the folder holds another run (naming the keys that differ) or something else.
 
     A run that has not taken a step is none yet: a faulty configuration can be corrected in place.
@@ -143,15 +149,23 @@ def check_folder(config: RunConfig) -> None:
         raise ValueError(f"{path} is a file: set another output")
 
 
-def is_finished(config: RunConfig) -> bool:
+def is_finished(config: Run) -> bool:
     """Whether this very run is done: `steps` may have been raised since, and then it is not."""
     check_folder(config)
     done = Path(config.output) / "done.json"
     return done.is_file() and json.loads(done.read_text())["steps"] >= config.steps
 
 
+def follow_model(path: Path, model: str) -> None:
+    """Tell the run in `path`, if there is one, that the model it starts from has moved along with it."""
+    file = path / "config.yaml"
+    if file.is_file():
+        config = yaml.safe_load(file.read_text())
+        write_atomic(file, yaml.safe_dump(config | {"model": config["model"] | {"path": model}}, sort_keys=False))
+
+
 def _has_begun(path: Path) -> bool:
-    return (path / "metrics.jsonl").is_file() or (path / "checkpoints").is_dir()
+    return any((path / name).exists() for name in BEGUN) or any(map(_has_begun, path.glob("stages/*")))
 
 
 def _step_in(checkpoint: Path) -> int:
@@ -184,10 +198,11 @@ def _is_whole(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     whole = isinstance(hashes, dict) and set(hashes) == {"learner.pt", "facts.json"}
-    return whole and all((folder / name).is_file() and _sha256(folder / name) == hashes[name] for name in hashes)
+    return whole and all((folder / name).is_file() and sha256(folder / name) == hashes[name] for name in hashes)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's contents, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -216,7 +231,7 @@ def _dotted(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _circumstances(config: RunConfig) -> dict[str, Any]:
+def _circumstances(config: Run) -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seed": config.seed,

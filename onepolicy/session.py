@@ -27,7 +27,7 @@ from onepolicy.progress import hush_transformers, progress
 from onepolicy.rollout import rollout
 from onepolicy.runfolder import RunFolder, write_atomic
 from onepolicy.tasks import check_options
-from onepolicy.tasks.check import check_source
+from onepolicy.tasks.check import require_golds
 from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import Mixture
 from onepolicy.teachers import Routed, Shelf, open_teachers
@@ -64,7 +64,7 @@ class Session:
         stack.callback(self.folder.close)
         self.mixture = Mixture(config.domains, config.seed)
         self.grader = stack.enter_context(Grader(config.domains))
-        self._check_golds()
+        require_golds(self.mixture.sources, GOLDS, self.grader.grade)
         # the policies, which write and learn: one, or a branch per name
         hush_transformers()
         torch.set_num_threads(config.threads)
@@ -90,15 +90,6 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-    def _check_golds(self) -> None:
-        for domain in self.mixture.domains.values():
-            found = check_source(domain.source, GOLDS, self.grader.grade)
-            if not found.ok:
-                raise ValueError(
-                    f"domain {domain.name!r}: gold answers do not score 1.0, so its rewards mean nothing: "
-                    f"{'; '.join(found.failures)} (see `onepolicy tasks check`)"
-                )
 
     def frozen(self, models: Mapping[str, ModelConfig], routes: Mapping[str, str]) -> Routed:
         """Frozen checkpoints as scorers, routed by domain; checked against the student, and remembered for a resume."""

@@ -27,6 +27,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from onepolicy.config import DistillConfig, ModelConfig
 from onepolicy.engines.base import Scorer
 from onepolicy.engines.forward import Head, check_head, score_samples
+from onepolicy.engines.local import LocalEngine
+from onepolicy.engines.text import Renderer
 from onepolicy.models import load_tokenizer
 from onepolicy.types import Sample, TokenScores, Want
 
@@ -56,6 +58,13 @@ class Routed:
             scores = scorer.score([samples[i] for i in indices], want)
             results.update(zip(indices, scores, strict=True))
         return [results[i] for i in range(len(samples))]
+
+    def engine(self, domain: str, renderer: Renderer, batch_size: int) -> LocalEngine:
+        """A domain's teacher as one that writes, until another of its shelf is asked for anything."""
+        teacher = self.scorers[domain]
+        if not isinstance(teacher, FrozenTeacher):
+            raise ValueError(f"the teacher of {domain!r} only scores: a checkpoint is needed for it to write")
+        return LocalEngine(teacher.shelf.activate(teacher), renderer, batch_size=batch_size)
 
 
 class Shelf:
@@ -200,9 +209,7 @@ def open_teachers(models: Mapping[str, ModelConfig], routes: Mapping[str, str], 
 
 def wanted(config: DistillConfig) -> Want:
     """What the configured distillation needs from a teacher."""
-    if config.estimator in ("topk", "full"):
-        return Want(config.estimator, config.k if config.estimator == "topk" else 0)
-    return Want("sampled")
+    return Want(*config.wants)
 
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:

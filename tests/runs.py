@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from onepolicy.cli import main
 from onepolicy.config import AnyRun, ScratchConfig, parse_run
 from onepolicy.models import save_model
+from onepolicy.runfolder import is_finished
 from onepolicy.tiny import from_scratch
 
 ARCHITECTURE: dict[str, Any] = {
@@ -95,6 +100,24 @@ def forked(*arguments: str, stderr: str = os.devnull) -> Any:
     process = FORKS.Process(target=_command_line, args=(stderr, arguments))
     process.start()
     return process
+
+
+def kill_when(reached: Callable[[], bool], config: AnyRun, file: Path) -> None:
+    """Start the run in a process of its own and kill it as soon as it has come that far."""
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    process = forked("run", str(file))
+    while not reached():
+        assert process.is_alive(), "the run ended before it could be killed"
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not is_finished(config)
+
+
+def lines(file: Path) -> int:
+    """Whole lines that a file has, now."""
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
 def _command_line(stderr: str, arguments: tuple[str, ...]) -> None:

@@ -78,6 +78,7 @@ LOSS_DEFAULTS = {
     "loss.distill.estimator": "sampled",
     "loss.distill.apply": None,
     "loss.distill.divergence": "reverse_kl",
+    "loss.distill.signal": "reverse",
     "loss.distill.k": 64,
     "loss.distill.topk": "corrected",
     "loss.distill.jsd_beta": 0.5,
@@ -85,6 +86,8 @@ LOSS_DEFAULTS = {
     "loss.distill.max_signal": 5.0,
     "loss.distill.power": 5.0,
     "loss.distill.refresh": True,
+    "loss.distill.weighting.position": 0.0,
+    "loss.distill.weighting.turn_cap": None,
     "loss.importance.mode": "gate",
     "loss.importance.low": 0.5,
     "loss.importance.high": 2.0,
@@ -136,6 +139,10 @@ def test_the_defaults_of_mopd_are_the_vetted_ones() -> None:
         "check.warn_overlap": 0.6,
         "check.overlap_k": 10,
         "check.max_invalid_share": 0.01,
+        "balance.kind": "none",
+        "balance.targets": None,
+        "balance.alpha": 1.0,
+        "balance.decay": 0.9,
     }
     assert flat(parse_run(MOPD).model_dump(mode="json")) == COMMON_DEFAULTS | LOSS_DEFAULTS | teacher | own
 
@@ -170,7 +177,7 @@ def test_gspo_clips_as_its_paper_does_unless_told_otherwise() -> None:
         (SFT | {"steps": 0}, "steps: Input should be greater than 0 (got 0)"),
         (SFT | {"recipe": "rlvrr"}, "recipe: 'rlvrr' is not a recipe: did you mean 'rlvr'?"),
         (SFT | {"recipe": ["sft"]}, "recipe: ['sft'] is not a recipe: did you mean 'sft'?"),
-        (BASE, "recipe: None is not a recipe: known are mopd, rlvr, sft"),
+        (BASE, "recipe: None is not a recipe: known are cascade_rl, copd, merge, mix_rl, mopd, offpolicy, rlvr, sft"),
         (SFT | {"model": {}}, "model: give either `path` (a folder or hub id) or `scratch`"),
         (SFT | {"rollout": {"top_p": 0.9}}, "use top_p 1 and top_k 0"),
         (SFT | {"rollout": {"top_k": 50}}, "use top_p 1 and top_k 0"),
@@ -221,11 +228,21 @@ def test_nonsense_is_refused_in_words_that_name_the_fix(data: dict[str, Any], me
         ({"estimator": "k2", "divergence": "jsd"}, "needs estimator: topk or full, not k2"),
         ({"estimator": "topk", "divergence": "jsd"}, "use estimator: full"),
         ({"estimator": "topk", "divergence": "forward_kl", "topk": "tail"}, "drop topk: tail"),
+        ({"divergence": "jsd"}, "the sampled advantage has signal: forward or jsd"),
+        ({"estimator": "argmax", "apply": "advantage"}, "use apply: loss, or sampled"),
+        ({"estimator": "argmax", "divergence": "forward_kl"}, "needs estimator: topk or full, not argmax"),
+        ({"estimator": "trust_region", "apply": "advantage"}, "drop apply"),
+        ({"estimator": "trust_region", "topk": "tail"}, "drop topk: tail"),
+        ({"estimator": "trust_region", "signal": "jsd"}, "use estimator: sampled, not trust_region"),
+        ({"estimator": "full", "signal": "forward"}, "use estimator: sampled, not full"),
+        ({"signal": "forward", "transform": "power"}, "drop signal: forward, or use another transform"),
+        ({"estimator": "topk", "transform": "normalise"}, "use estimator: sampled, not topk"),
+        ({"weighting": {"turn_cap": 0.5}}, "weighting.turn_cap: Input should be greater than or equal to 1"),
     ],
 )
 def test_a_distillation_that_cannot_work_is_refused(distill: dict[str, Any], fix: str) -> None:
     message = faults(MOPD | {"loss": {"distill": distill}})
-    assert message.startswith("loss.distill: ") and fix in message
+    assert message.startswith("loss.distill") and fix in message
 
 
 def test_every_fault_gets_a_line_of_its_own() -> None:

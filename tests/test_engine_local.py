@@ -290,3 +290,9 @@ def test_half_precision_models_write_in_their_own_precision_with_float32_logprob
     for sample in samples:
         assert sample.logprobs_R.dtype == np.float32
         np.testing.assert_allclose(sample.logprobs_R, plain_logprobs(engine.model, sample, 1.0), atol=0.2)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"max_new_tokens": 0}])
+def test_nonsense_sampling_is_refused(wrong):
+    with pytest.raises(ValueError, match="cannot sample with"):
+        Sampling(**wrong)

@@ -20,7 +20,7 @@ from onepolicy.engines.text import Renderer
 from onepolicy.learner import Learner, learning_rate_factor
 from onepolicy.teachers import wanted
 from onepolicy.types import Sample, TokenScores, Want, Weights
-from tests.tiny_models import KINDS, MIXED, batch, build, plain_logprobs, sample, task
+from tests.tiny_models import KINDS, MIXED, batch, build, multi_turn, plain_logprobs, sample, task
 
 FREE = OptimConfig(learning_rate=1e-2, clip_norm=1e9)
 OPEN = ImportanceConfig(low=0.0, high=1e9)
@@ -83,11 +83,16 @@ ESTIMATORS = [
     ("topk", {"k": 5, "topk": "tail"}),
     ("full", {}),
     ("full", {"divergence": "jsd"}),
+    ("sampled", {"signal": "jsd"}),
+    ("sampled", {"weighting": {"position": 0.5, "turn_cap": 1.5}}),
+    ("trust_region", {"k": 5}),
 ]
+# What these follow is not 0 where the student equals its teacher.
+RELATIVE = [("sampled", {"transform": "normalise"}), ("sampled", {"signal": "forward"}), ("argmax", {})]
 
 
 @pytest.mark.parametrize("reduction", ["sequence", "token"])
-@pytest.mark.parametrize("case", ["pg", "gspo", "ce", "all", *ESTIMATORS], ids=str)
+@pytest.mark.parametrize("case", ["pg", "gspo", "ce", "all", *ESTIMATORS, *RELATIVE], ids=str)
 def test_loss_and_gradient_do_not_depend_on_the_split_into_micro_batches(case, reduction):
     component = case if isinstance(case, str) and case != "gspo" else "pg" if case == "gspo" else "distill"
     estimator, changes = ("sampled", {}) if isinstance(case, str) else case
@@ -95,7 +100,7 @@ def test_loss_and_gradient_do_not_depend_on_the_split_into_micro_batches(case, r
     loss = LossConfig(
         reduction=reduction, importance=OPEN, policy=policy, distill=DistillConfig(estimator=estimator, **changes)
     )
-    samples = annotated(batch(MIXED), component, loss)
+    samples = annotated([*batch(MIXED), multi_turn()], component, loss)
     losses, gradients = [], []
     for tokens in (1, 20, 10**6):
         one = double(learner(optim=FREE.model_copy(update={"tokens_per_batch": tokens}), loss=loss))
@@ -109,7 +114,7 @@ def test_loss_and_gradient_do_not_depend_on_the_split_into_micro_batches(case, r
 
 @pytest.mark.parametrize(
     ("case", "kind"),
-    [*((case, "qwen3") for case in ["pg", "gspo", *ESTIMATORS]), *((("full", {}), kind) for kind in KINDS)],
+    [*((case, "qwen3") for case in ["pg", "gspo", *ESTIMATORS, *RELATIVE]), *((("full", {}), kind) for kind in KINDS)],
     ids=str,
 )
 def test_loss_and_gradient_do_not_depend_on_the_chunks_of_the_head(case, kind, monkeypatch):
@@ -218,7 +223,7 @@ def closeness(student: Learner, teacher: Learner, samples: list[Sample]) -> floa
     return policy_gap(student.score(samples, full), teacher.score(samples, full), 5).reverse_kl
 
 
-@pytest.mark.parametrize("case", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("case", [*ESTIMATORS, *RELATIVE[:2]], ids=str)  # argmax has another optimum
 def test_distillation_moves_the_student_towards_the_teacher(case):
     estimator, changes = case
     loss = distilling(estimator, **changes)
@@ -240,6 +245,56 @@ def test_distillation_moves_the_student_towards_the_teacher(case):
         metrics = student.step(taught(rollout(seed), teacher, loss))
         assert metrics.get("gated", 0) == 0
     assert closeness(student, teacher, held_out) < 0.75 * before
+
+
+def behind(samples: list[Sample], nats: float) -> list[Sample]:
+    """The policy that wrote gave every token `nats` less than the teacher does."""
+    for each in samples:
+        each.logprobs_R = each.teacher.logprobs_R - np.float32(nats)
+    return samples
+
+
+def test_a_trust_region_is_the_sampled_form_where_all_is_trusted_and_the_forward_kl_where_nothing_is():
+    region = distilling("trust_region", k=5, importance="off")
+    for nats, share, plain in [
+        (0.1, 1.0, distilling("sampled", importance="off")),
+        (-90.0, 0.0, distilling("topk", k=5, divergence="forward_kl", importance="off")),
+    ]:
+        one, other = learner(loss=region), learner(loss=plain)
+        metrics = one.step(behind(taught(batch(MIXED), learner(1), region), nats))
+        expected = other.step(behind(taught(batch(MIXED), learner(1), plain), nats))
+        assert metrics["trusted"] == share
+        assert metrics["loss"] == expected["loss"]
+        assert torch.equal(gradient(one), gradient(other))
+
+
+def test_the_normalised_signal_of_a_step_is_relative_to_all_of_its_batch():
+    loss = distilling("sampled", "token", importance="off", transform="normalise", max_signal=2.0)
+    one = double(learner(loss=loss, optim=OptimConfig(tokens_per_batch=12)))
+    samples = taught(batch(MIXED), learner(1), loss)
+    teacher_N = np.concatenate([each.teacher.logprobs_R for each in samples]).astype(np.float64)
+    engine_N = np.concatenate([each.logprobs_R for each in samples])
+    now_N = np.concatenate([scores.logprobs_R for scores in one.score(samples, Want("sampled"))])
+    written_N = np.clip(teacher_N - engine_N, -2, 2)
+    signal_N = (np.clip(teacher_N - now_N, -2, 2) - written_N.mean()) / (written_N.std() + 1e-6)
+    metrics = one.step(samples)
+    assert metrics["signal"] == pytest.approx(np.abs(signal_N).mean(), abs=1e-5)
+    assert metrics["loss"] == pytest.approx(-signal_N.mean(), abs=1e-5)  # the ratio is 1 in value
+
+
+def test_weights_of_place_are_factors_of_the_loss_and_leave_its_denominator():
+    plain = distilling("sampled", importance="off")
+    loss = distilling("sampled", importance="off", weighting={"position": 0.5})
+    rows = []
+    for config in (plain, loss):
+        one = double(learner(loss=config, optim=OptimConfig(tokens_per_batch=1)))
+        samples = taught([sample(3, 2)], learner(1), config)
+        now_R = one.score(samples, Want("sampled"))[0].logprobs_R
+        rows.append((one.step(samples)["loss"], np.clip(samples[0].teacher.logprobs_R - now_R, -5, 5), samples[0]))
+    written_R = np.abs(np.clip(rows[1][2].teacher.logprobs_R - rows[1][2].logprobs_R, -5, 5))
+    factors_R = np.array([1.5, 1 + 0.5 * written_R[1] / written_R.sum()])
+    assert rows[0][0] == pytest.approx(-rows[0][1].mean(), abs=1e-5)
+    assert rows[1][0] == pytest.approx(-(factors_R * rows[1][1]).mean(), abs=1e-5)
 
 
 def test_a_vocabulary_that_the_teacher_or_the_student_pads_is_distilled_over_what_both_have():

@@ -107,6 +107,20 @@ def test_the_sampled_policy_gradient_is_unbiased_for_the_reverse_kl():
     same(expected_gradient(loss_V), reverse_gradient())
 
 
+@pytest.mark.parametrize("form", ["reverse", "forward", "jsd"])
+def test_each_form_of_the_signal_is_unbiased_for_the_gradient_of_its_divergence(form):
+    config = DistillConfig(transform="none", signal=form)
+
+    def loss_V(logprobs):
+        return policy.reinforce(logprobs, distill.signal(config, T.log(), logprobs))
+
+    def jsd(logprobs):
+        return divergences.jsd(logprobs, T.log(), 0.5)
+
+    expected = {"reverse": reverse_gradient, "forward": forward_gradient, "jsd": lambda: value_and_gradient(jsd)[1]}
+    same(expected_gradient(loss_V), expected[form]())
+
+
 def test_a_divergence_collapsed_to_one_advantage_for_the_sampled_token_carries_no_gradient():
     kl = divergences.topk_reverse_kl(P.log()[TOP], T.log()[TOP])
     same(expected_gradient(lambda logprobs: policy.reinforce(logprobs, -kl)), torch.zeros(4))
@@ -161,6 +175,23 @@ def test_jsd_has_the_teacher_at_beta_and_tends_to_forward_and_reverse_kl():
     same(divergences.jsd(student, teacher, 1 - 1e-6) / 1e-6, divergences.reverse_kl(student, teacher), atol=1e-5)
     config = DistillConfig(estimator="full", divergence="jsd", jsd_beta=0.25)
     same(distill.divergence(config, student, teacher), by_hand)
+
+
+def test_the_argmax_loss_is_cross_entropy_with_the_teachers_first_choice():
+    config = DistillConfig(estimator="argmax")
+    value, gradient = value_and_gradient(lambda logprobs: distill.topk_divergence(config, logprobs[:1], T.log()[:1]))
+    same(value, math.log(2))  # the teacher's first choice is token 0, which the student gives ½
+    same(gradient, [-0.5, 0.3, 0.15, 0.05])
+    silent = torch.full((2, 1), math.nan)
+    same(distill.topk_divergence(config, P.log()[:2, None], silent), [0, 0])
+
+
+def test_what_is_not_trusted_gets_the_forward_kl_over_the_teachers_top_k():
+    config = DistillConfig(estimator="trust_region", k=2)
+    value, gradient = value_and_gradient(lambda logprobs: distill.topk_divergence(config, logprobs[TOP], T.log()[TOP]))
+    expected = topk("corrected", divergence="forward_kl")
+    same(value, expected[0])
+    same(gradient, expected[1])
 
 
 OBJECTIVES = [
@@ -287,6 +318,26 @@ def test_the_signal_is_detached_and_each_transform_is_its_formula():
         signal_N = distill.signal(DistillConfig(transform=transform), teacher, student)
         assert not signal_N.requires_grad
         same(signal_N, values)
+
+
+def test_each_form_of_the_signal_is_its_formula_and_the_transform_comes_after():
+    teacher = torch.tensor([math.log(0.6), -60.0, -0.1], dtype=torch.float64)
+    student = torch.tensor(
+        [math.log(0.2), -1.0, -40.0], dtype=torch.float64, requires_grad=True
+    )  # u = 3, e^-59, e^39.9
+    expected = {
+        ("forward", "none"): [3, math.exp(-59), math.exp(20)],
+        ("forward", "clip"): [3, math.exp(-59), 5],
+        ("forward", "log_compress"): [math.log(4), math.exp(-59), math.log1p(math.exp(20))],
+        ("jsd", "none"): [math.log(2) / 2, -math.log(2) / 2, (39.9 - math.log(2)) / 2],
+        ("jsd", "clip"): [math.log(2) / 2, -math.log(2) / 2, 5],
+    }
+    for (form, transform), values in expected.items():
+        signal_N = distill.signal(DistillConfig(signal=form, transform=transform), teacher, student)
+        assert not signal_N.requires_grad
+        torch.testing.assert_close(signal_N, torch.tensor(values, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+        silent = distill.signal(DistillConfig(signal=form, transform=transform), teacher * math.nan, student)
+        assert silent.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("transform", ["none", "clip", "log_compress", "power"])

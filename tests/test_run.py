@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import yaml
 from onepolicy import run
 from onepolicy.config import AnyRun, parse_run
 from onepolicy.runfolder import RunFolder, check_folder, is_finished, read_rows
-from tests.runs import DOMAINS, SCRATCH, checkpoint, forked, run_of, same, settings, weights
+from tests.runs import DOMAINS, SCRATCH, checkpoint, forked, kill_when, lines, run_of, same, settings, weights
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ("sft", "rlvr", "mopd")
@@ -246,16 +244,7 @@ def test_the_folder_says_what_was_asked_and_with_which_versions(tmp_path: Path) 
 
 def kill_after_row(config: AnyRun, row: int, file: Path) -> None:
     """Start the run in a process of its own and kill it as soon as it has logged `row`."""
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    process = forked("run", str(file))
-    metrics = config.output / "metrics.jsonl"
-    while not metrics.is_file() or metrics.read_bytes().count(b"\n") < row:
-        assert process.is_alive(), "the run ended before it could be killed"
-        time.sleep(0.001)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert not is_finished(config)
+    kill_when(lambda: lines(config.output / "metrics.jsonl") >= row, config, file)
 
 
 def assert_same_end(one: Path, other: Path, steps: int) -> None:

@@ -312,3 +312,5 @@ def test_what_a_teacher_is_asked_for_follows_the_estimator():
     assert wanted(DistillConfig(estimator="k3")) == Want("sampled")
     assert wanted(DistillConfig(estimator="topk", k=7)) == Want("topk", 7)
     assert wanted(DistillConfig(estimator="full")) == Want("full")
+    assert wanted(DistillConfig(estimator="trust_region")) == Want("topk", 64)
+    assert wanted(DistillConfig(estimator="argmax", k=7)) == Want("topk", 1)

@@ -1,13 +1,15 @@
 """What a run is, as pydantic models, checked before anything runs; `file.py` reads them from YAML.
 
 Defaults are the vetted setting. Unknown keys are errors with a suggestion. No torch here, so that a wrong file is
-answered at once. `common.py` holds what all runs share, `loss.py` the loss, `recipes.py` one class per method.
+answered at once. `common.py` holds what all runs share, `loss.py` the loss, `recipes.py` and `methods.py` one class per
+recipe, `registry.py` their names.
 """
 
 from onepolicy.config.common import (
     CheckpointConfig,
     DomainConfig,
     EvalConfig,
+    FolderConfig,
     ModelConfig,
     OptimConfig,
     RolloutConfig,
@@ -15,13 +17,20 @@ from onepolicy.config.common import (
     ScheduleConfig,
     ScratchConfig,
     TasksConfig,
+    TaughtConfig,
     TeacherConfig,
 )
 from onepolicy.config.file import load_run
-from onepolicy.config.loss import BalanceConfig, DistillConfig, ImportanceConfig, LossConfig, PolicyConfig
+from onepolicy.config.loss import (
+    BalanceConfig,
+    DistillConfig,
+    ImportanceConfig,
+    LossConfig,
+    PolicyConfig,
+    WeightingConfig,
+)
+from onepolicy.config.methods import CascadeConfig, MergeConfig, OffpolicyConfig
 from onepolicy.config.recipes import (
-    RECIPES,
-    AnyRun,
     BranchMergeConfig,
     CheckConfig,
     CopdConfig,
@@ -30,8 +39,8 @@ from onepolicy.config.recipes import (
     ReinforcedConfig,
     RlvrConfig,
     SftConfig,
-    parse_run,
 )
+from onepolicy.config.registry import RECIPES, AnyRun, parse_run
 from onepolicy.config.strict import ConfigError, Strict, did_you_mean, fault_line
 
 __all__ = [
@@ -39,6 +48,7 @@ __all__ = [
     "AnyRun",
     "BalanceConfig",
     "BranchMergeConfig",
+    "CascadeConfig",
     "CheckConfig",
     "CheckpointConfig",
     "ConfigError",
@@ -46,11 +56,14 @@ __all__ = [
     "DistillConfig",
     "DomainConfig",
     "EvalConfig",
+    "FolderConfig",
     "ImportanceConfig",
     "LossConfig",
+    "MergeConfig",
     "MixRlConfig",
     "ModelConfig",
     "MopdConfig",
+    "OffpolicyConfig",
     "OptimConfig",
     "PolicyConfig",
     "ReinforcedConfig",
@@ -62,7 +75,9 @@ __all__ = [
     "SftConfig",
     "Strict",
     "TasksConfig",
+    "TaughtConfig",
     "TeacherConfig",
+    "WeightingConfig",
     "did_you_mean",
     "fault_line",
     "load_run",

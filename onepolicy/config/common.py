@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -16,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from onepolicy.config.strict import Strict
+from onepolicy.config.strict import Strict, did_you_mean
 
 
 class ScratchConfig(Strict):
@@ -59,12 +60,24 @@ class TasksConfig(BaseModel):
 
 
 class DomainConfig(Strict):
-    """One domain: where its tasks come from and how much of every batch it gets."""
+    """One domain: where its tasks come from and how much of every batch it gets (0: it is evaluated, never drawn)."""
 
     tasks: TasksConfig
-    share: PositiveFloat = 1.0
+    share: NonNegativeFloat = 1.0
     max_new_tokens: PositiveInt | None = None
     eval_size: PositiveInt = 64
+
+
+def _usable(domains: dict[str, DomainConfig]) -> dict[str, DomainConfig]:
+    for name in domains:
+        if not name or "/" in name or name.startswith("."):
+            raise ValueError(f"{name!r} is no name for a domain: files are named after it; no '/', no leading '.'")
+    if domains and not any(domain.share for domain in domains.values()):
+        raise ValueError("every domain has share 0, so there is nothing to draw: give one of them a share above 0")
+    return domains
+
+
+Domains = Annotated[dict[str, DomainConfig], AfterValidator(_usable)]
 
 
 class TeacherConfig(Strict):
@@ -154,17 +167,54 @@ class ScheduleConfig(Strict):
         return max(self.start, self.end)
 
 
-class RunConfig(Strict):
-    """What every recipe has in common."""
+class FolderConfig(Strict):
+    """What every run has in common, also one that trains nothing: where it goes, and how its result is evaluated."""
 
     output: Path
     seed: NonNegativeInt = 0
-    model: ModelConfig
-    domains: dict[str, DomainConfig] = Field(min_length=1)
-    steps: PositiveInt
+    domains: Domains = Field(default_factory=dict)
     rollout: RolloutConfig = RolloutConfig()
-    optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: PositiveInt = Field(1, description="CPU threads of this process; two busy processes want one each")
+
+
+class RunConfig(FolderConfig):
+    """What every recipe that trains has in common."""
+
+    model: ModelConfig
+    domains: Domains = Field(min_length=1)
+    steps: PositiveInt
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+class TaughtConfig(RunConfig):
+    """A run with teachers: every domain that is drawn from has exactly one."""
+
+    teachers: dict[str, TeacherConfig] = Field(min_length=1)
+
+    @property
+    def routes(self) -> dict[str, str]:
+        """domain → name of its one teacher."""
+        return {domain: name for name, teacher in self.teachers.items() for domain in teacher.domains or [name]}
+
+    @model_validator(mode="after")
+    def _every_domain_has_one_teacher(self) -> Self:
+        routes: dict[str, str] = {}
+        for name, teacher in self.teachers.items():
+            if teacher.domains is not None and not teacher.domains:
+                raise ValueError(f"teacher {name!r} has no domains: name at least one, or remove the teacher")
+            for domain in teacher.domains or [name]:
+                if domain not in self.domains:
+                    raise ValueError(
+                        f"teacher {name!r} teaches {domain!r}, which is no domain of this run: "
+                        f"{did_you_mean(domain, list(self.domains))} (or set teachers.{name}.domains)"
+                    )
+                if domain in routes:
+                    raise ValueError(f"domain {domain!r} has two teachers, {routes[domain]!r} and {name!r}: keep one")
+                routes[domain] = name
+        missing = [domain for domain, config in self.domains.items() if config.share and domain not in routes]
+        if missing:
+            raise ValueError(f"no teacher for {', '.join(missing)}: add the domain to a teacher's `domains`")
+        return self

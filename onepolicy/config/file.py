@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from onepolicy.config.recipes import AnyRun, parse_run
+from onepolicy.config.registry import AnyRun, parse_run
 from onepolicy.config.strict import ConfigError
 
-SHORT_FORMS = {"model": "path", "teachers": "model"}  # of a model, and of each of the teachers: a string
+SHORT_FORMS = {"model": "path", "base": "path", "models": "path", "teachers": "model"}  # of these, or each of: a string
 
 
 class Loader(yaml.SafeLoader):

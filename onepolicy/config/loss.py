@@ -51,6 +51,17 @@ class ImportanceConfig(Strict):
         return self
 
 
+class WeightingConfig(Strict):
+    """Which of a sample's tokens count for more in distillation, whatever the estimator; off by default.
+
+    position  γ of IW-OPD (arXiv 2606.22600; .5 there): more for the tokens before the student has drifted; 0: off
+    turn_cap  cap of SOD's weights (arXiv 2605.07725; 1.5 there): less for a turn that drifted further than the first
+    """
+
+    position: NonNegativeFloat = 0.0
+    turn_cap: Annotated[float, Field(ge=1)] | None = None
+
+
 class DistillConfig(Strict):
     """What "move the student towards the teacher" means, per token (MOPD Eq. 1-5).
 
@@ -58,19 +69,39 @@ class DistillConfig(Strict):
                k2, k3   Schulman's estimators on the sampled token, differentiated; k3's gradient is *forward* KL's
                topk     over the teacher's k most likely tokens (Eq. 5)
                full     over the whole vocabulary (Eq. 1)
-    transform  of the sampled signal: clip to ±max_signal, log_compress, power (PowerOPD), none
+               argmax   cross-entropy with the teacher's most likely token (TGPO, arXiv 2605.13230: with an outcome
+                        weight of 1 and a distillation weight that falls from 2e-3 to 0 in 200 steps)
+               trust_region  sampled, but forward KL over the teacher's top-k where it finds the token unlikely (TrOPD)
+    signal     the divergence whose gradient the sampled advantage estimates (OPD+, arXiv 2606.01039)
+    transform  of the sampled signal: clip to ±max_signal, log_compress, power (PowerOPD), none;
+               normalise: clip, then centre and scale over the batch of an update (GNDPO)
     """
 
-    estimator: Literal["sampled", "k1", "k2", "k3", "topk", "full"] = "sampled"
+    estimator: Literal["sampled", "k1", "k2", "k3", "topk", "full", "argmax", "trust_region"] = "sampled"
     apply: Literal["advantage", "loss"] | None = None
     divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
+    signal: Literal["reverse", "forward", "jsd"] = "reverse"
     k: PositiveInt = 64
     topk: Literal["corrected", "uncorrected", "renormalised", "tail"] = "corrected"
     jsd_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    transform: Literal["clip", "log_compress", "power", "none"] = "clip"
+    transform: Literal["clip", "log_compress", "power", "normalise", "none"] = "clip"
     max_signal: PositiveFloat = 5.0
     power: PositiveFloat = 5.0
     refresh: bool = Field(True, description="at each of several inner updates, use the student's current log-probs")
+    weighting: WeightingConfig = WeightingConfig()
+
+    @property
+    def wants(self) -> tuple[Literal["sampled", "topk", "full"], int]:
+        """What a teacher is asked for, and how many of its most likely tokens."""
+        match self.estimator:
+            case "topk" | "trust_region":
+                return "topk", self.k
+            case "argmax":
+                return "topk", 1
+            case "full":
+                return "full", 0
+            case _:
+                return "sampled", 0
 
     @model_validator(mode="after")
     def _refuse_what_cannot_work(self) -> Self:
@@ -85,16 +116,45 @@ class DistillConfig(Strict):
                 f"a {estimator} divergence collapsed to a scalar advantage on the sampled token carries no useful "
                 "gradient: use apply: loss, or estimator: sampled"
             )
-        if estimator in ("k2", "k3") and self.apply == "advantage":
+        if estimator in ("k2", "k3", "argmax") and self.apply == "advantage":
             raise ValueError(f"{estimator} is differentiated, it is no advantage: use apply: loss, or sampled")
         if estimator == "topk" and self.topk == "renormalised" and self.k == 1:
             raise ValueError("renormalised top-k with k = 1 is identically 0: use k > 1 or topk: corrected")
-        if self.divergence != "reverse_kl" and estimator in ("sampled", "k2", "k3"):
-            raise ValueError(f"divergence {self.divergence} needs estimator: topk or full, not {estimator}")
+        if self.divergence != "reverse_kl" and estimator not in ("topk", "full"):
+            raise ValueError(
+                f"divergence {self.divergence} needs estimator: topk or full, not {estimator}; the sampled advantage "
+                "has signal: forward or jsd"
+            )
         if self.divergence == "jsd" and estimator == "topk":
             raise ValueError("jsd needs the whole vocabulary: use estimator: full")
         if self.divergence == "forward_kl" and estimator == "topk" and self.topk != "corrected":
             raise ValueError(f"forward_kl over the teacher's top-k has one form: drop topk: {self.topk}")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_options_of_another_estimator(self) -> Self:
+        estimator = self.estimator
+        if estimator == "trust_region" and self.apply is not None:
+            raise ValueError(
+                "trust_region is an advantage where it trusts the teacher and a loss elsewhere: drop apply"
+            )
+        if estimator == "trust_region" and self.topk != "corrected":
+            raise ValueError(
+                f"trust_region takes forward KL over the top-k, which has one form: drop topk: {self.topk}"
+            )
+        if self.signal != "reverse" and estimator != "sampled":
+            raise ValueError(
+                f"signal {self.signal} is a form of the sampled advantage: use estimator: sampled, not {estimator} "
+                "(over top-k or the vocabulary, `divergence` says the same)"
+            )
+        if self.signal != "reverse" and self.transform == "power":
+            raise ValueError(
+                f"power is a signal of its own, t^α - p^α: drop signal: {self.signal}, or use another transform"
+            )
+        if self.transform == "normalise" and estimator != "sampled":
+            raise ValueError(
+                f"normalise is of the sampled advantage over a batch: use estimator: sampled, not {estimator}"
+            )
         return self
 
 

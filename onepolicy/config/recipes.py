@@ -1,23 +1,14 @@
-"""One config class per recipe, and what a run can be. Nonsense is refused here, and the message names the fix."""
+"""One config class per recipe that trains. Nonsense is refused here, and the message names the fix."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from onepolicy.config.common import RolloutConfig, RunConfig, ScheduleConfig, TeacherConfig
+from onepolicy.config.common import RolloutConfig, RunConfig, ScheduleConfig, TaughtConfig
 from onepolicy.config.loss import BalanceConfig, LossConfig
-from onepolicy.config.strict import ConfigError, Strict, did_you_mean, fault_line
+from onepolicy.config.strict import Strict, did_you_mean
 
 
 class SftConfig(RunConfig):
@@ -44,10 +35,9 @@ class ReinforcedConfig(RunConfig):
         return self
 
 
-class RlvrConfig(ReinforcedConfig):
-    """Stage 2: one expert, by reinforcement learning from verifiable rewards."""
+class ReferencedConfig(ReinforcedConfig):
+    """Reinforcement learning that may be held back by the model it starts from."""
 
-    recipe: Literal["rlvr"] = "rlvr"
     reference_kl: NonNegativeFloat = Field(0.0, description="weight of the reverse KL to the starting model")
 
     @model_validator(mode="after")
@@ -55,6 +45,12 @@ class RlvrConfig(ReinforcedConfig):
         if self.reference_kl > 0 and self.model.path is None:
             raise ValueError("reference_kl > 0 needs a starting model with a `path`: one from scratch is no reference")
         return self
+
+
+class RlvrConfig(ReferencedConfig):
+    """Stage 2: one expert, by reinforcement learning from verifiable rewards."""
+
+    recipe: Literal["rlvr"] = "rlvr"
 
 
 class MixRlConfig(ReinforcedConfig):
@@ -89,12 +85,11 @@ class CheckConfig(Strict):
     max_invalid_share: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
-class MopdConfig(RunConfig):
+class MopdConfig(TaughtConfig):
     """Stage 3: multi-teacher on-policy distillation."""
 
     recipe: Literal["mopd"] = "mopd"
     rollout: MopdRolloutConfig = MopdRolloutConfig()
-    teachers: dict[str, TeacherConfig] = Field(min_length=1)
     loss: LossConfig = LossConfig()
     distill_weight: ScheduleConfig = ScheduleConfig(start=1, end=1, steps=1)
     outcome_weight: ScheduleConfig = ScheduleConfig(start=0, end=0, steps=1)
@@ -102,31 +97,6 @@ class MopdConfig(RunConfig):
     inner_updates: PositiveInt = 1
     balance: BalanceConfig = BalanceConfig()
     check: CheckConfig = CheckConfig()
-
-    @property
-    def routes(self) -> dict[str, str]:
-        """domain → name of its one teacher."""
-        return {domain: name for name, teacher in self.teachers.items() for domain in teacher.domains or [name]}
-
-    @model_validator(mode="after")
-    def _every_domain_has_one_teacher(self) -> Self:
-        routes: dict[str, str] = {}
-        for name, teacher in self.teachers.items():
-            if teacher.domains is not None and not teacher.domains:
-                raise ValueError(f"teacher {name!r} has no domains: name at least one, or remove the teacher")
-            for domain in teacher.domains or [name]:
-                if domain not in self.domains:
-                    raise ValueError(
-                        f"teacher {name!r} teaches {domain!r}, which is no domain of this run: "
-                        f"{did_you_mean(domain, list(self.domains))} (or set teachers.{name}.domains)"
-                    )
-                if domain in routes:
-                    raise ValueError(f"domain {domain!r} has two teachers, {routes[domain]!r} and {name!r}: keep one")
-                routes[domain] = name
-        missing = [domain for domain in self.domains if domain not in routes]
-        if missing:
-            raise ValueError(f"no teacher for {', '.join(missing)}: add the domain to a teacher's `domains`")
-        return self
 
     @model_validator(mode="after")
     def _weights_mean_something(self) -> Self:
@@ -199,29 +169,13 @@ class CopdConfig(ReinforcedConfig):
                 )
         if isinstance(exchange.beta, dict) and (missing := self.domains.keys() - exchange.beta.keys()):
             raise ValueError(f"exchange.beta has no value for {', '.join(sorted(missing))}: give one per branch")
+        if idle := [name for name, domain in self.domains.items() if not domain.share]:
+            raise ValueError(
+                f"{', '.join(idle)} has share 0, but every domain of copd is a branch that trains: give it a share, "
+                "or leave it out"
+            )
         if self.rl_steps + self.opd_steps == 0:
             raise ValueError("rl_steps and opd_steps are both 0, so a cycle has no step: raise one of them")
         if self.inner_updates > 1:
             raise ValueError("copd takes one update per step from native and cross samples: set inner_updates to 1")
         return self
-
-
-AnyRun = SftConfig | RlvrConfig | MixRlConfig | MopdConfig | CopdConfig
-RECIPES: dict[str, type[AnyRun]] = {
-    "sft": SftConfig,
-    "rlvr": RlvrConfig,
-    "mix_rl": MixRlConfig,
-    "mopd": MopdConfig,
-    "copd": CopdConfig,
-}
-
-
-def parse_run(data: Mapping[str, Any]) -> AnyRun:
-    """Validate a run. Raises ConfigError that lists every fault, one a line, each with its place."""
-    recipe = data.get("recipe")
-    if not isinstance(recipe, str) or recipe not in RECIPES:
-        raise ConfigError(f"recipe: {recipe!r} is not a recipe: {did_you_mean(str(recipe), list(RECIPES))}")
-    try:
-        return RECIPES[recipe].model_validate(data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(fault_line(fault) for fault in error.errors())) from None

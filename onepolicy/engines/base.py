@@ -16,7 +16,7 @@ from onepolicy.types import Sample, Task, TokenScores, Want
 class Sampling:
     """How tokens are drawn. `top_k` 0 and `top_p` 1 mean no truncation; `temperature` 0 means greedy.
 
-    `max_new_tokens` bounds every response; `limits` lowers it for the named domains.
+    `max_new_tokens` bounds every response; `limits` lowers it for the named domains. Raises ValueError on nonsense.
     """
 
     temperature: float = 1.0
@@ -24,6 +24,13 @@ class Sampling:
     top_k: int = 0
     max_new_tokens: int = 256
     limits: dict[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
+            raise ValueError(
+                f"cannot sample with {self}: temperature must be at least 0, top_p in (0, 1], top_k at least 0 and "
+                "max_new_tokens at least 1"
+            )
 
     def limit(self, domain: str) -> int:
         return min(self.max_new_tokens, (self.limits or {}).get(domain, self.max_new_tokens))

@@ -6,6 +6,7 @@ Losses are to be minimised; advantages and distillation signals are to be follow
 
     advantages  rewards of a group -> advantages             divergences  student and teacher -> KL, JSD, top-k
     policy      advantages -> policy-gradient losses         distill      DistillConfig -> the function that is meant
-    importance  engine and learner -> token weights          balance      domains -> weights
+    importance  engine and learner -> token weights          weighting    place in a sample or batch -> weights
+    balance     domains -> weights
     reduce      coefficients of the global batch: the only module that divides
 """

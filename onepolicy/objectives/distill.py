@@ -10,35 +10,97 @@ here. It must also leave the denominator, by `valid` in `reduce.coefficients`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from onepolicy.config import DistillConfig
 from onepolicy.objectives import divergences
-from onepolicy.objectives.divergences import at_least_float32
+from onepolicy.objectives.divergences import MAX_LOG_RATIO, at_least_float32
 
 Objective = Callable[[Tensor, Tensor], Tensor]
+EPSILON = 1e-6  # of `standardise`
 
 
-def signal(config: DistillConfig, teacher_N: Tensor, student_N: Tensor) -> Tensor:
-    """The configured advantage of the sampled token, detached, from both models' log-probs of it."""
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and population standard deviation of the signal over a whole batch (`weighting.spread`)."""
+
+    mean: float
+    std: float
+
+
+def signal(config: DistillConfig, teacher_N: Tensor, student_N: Tensor, spread: Spread | None = None) -> Tensor:
+    """The configured advantage of the sampled token, detached, from both models' log-probs of it.
+
+    `spread` belongs to transform normalise: what a batch's signals are is not known from a part of it.
+    """
+    signal_N = token_signal(config, teacher_N, student_N)
+    if config.transform != "normalise":
+        return signal_N
+    if spread is None:
+        raise ValueError("transform normalise is relative to a batch: give its spread (weighting.spread)")
+    return standardise(signal_N, spread).masked_fill(~teacher_N.isfinite(), 0.0)
+
+
+def token_signal(config: DistillConfig, teacher_N: Tensor, student_N: Tensor) -> Tensor:
+    """`signal` as far as a token determines it by itself: all of it, but for the normalisation over a batch."""
     match config.transform:
         case "none":
-            signal_N = sampled_signal(teacher_N, student_N)
-        case "clip":
-            signal_N = clip(sampled_signal(teacher_N, student_N), config.max_signal)
+            signal_N = form_signal(config, teacher_N, student_N)
+        case "clip" | "normalise":
+            signal_N = clip(form_signal(config, teacher_N, student_N), config.max_signal)
         case "log_compress":
-            signal_N = log_compress(sampled_signal(teacher_N, student_N))
+            signal_N = log_compress(form_signal(config, teacher_N, student_N))
         case "power":
             signal_N = power_signal(teacher_N, student_N, config.power)
     return signal_N.masked_fill(~teacher_N.isfinite(), 0.0)
 
 
+def form_signal(config: DistillConfig, teacher_N: Tensor, student_N: Tensor) -> Tensor:
+    """sg[-f(u) + u f'(u)], u = t/p, for the configured f-divergence Σ_v p f(u) (OPD+, arXiv 2606.01039).
+
+    As an advantage it is unbiased for the gradient of minus that divergence. Constants have zero expected gradient and
+    are dropped.
+    """
+    match config.signal:
+        case "reverse":
+            return sampled_signal(teacher_N, student_N)
+        case "forward":
+            return forward_signal(teacher_N, student_N)
+        case "jsd":
+            return jsd_signal(teacher_N, student_N)
+
+
 def sampled_signal(teacher_N: Tensor, student_N: Tensor) -> Tensor:
     """sg[log t - log p] (MOPD Eq. 4). As an advantage it is unbiased for the gradient of -reverse KL."""
     return (at_least_float32(teacher_N) - at_least_float32(student_N)).detach()
+
+
+def forward_signal(teacher_N: Tensor, student_N: Tensor) -> Tensor:
+    """sg[t/p], for -forward KL: f = u log u (arXiv 2606.01039). Never negative, and 1 where the two agree.
+
+    Capped at e^20. Unbounded where the student hardly ever goes: clip it.
+    """
+    return sampled_signal(teacher_N, student_N).clamp(max=MAX_LOG_RATIO).exp()
+
+
+def jsd_signal(teacher_N: Tensor, student_N: Tensor) -> Tensor:
+    """sg[½ log((1 + t/p)/2)], for -JSD with β = ½ (arXiv 2606.01039). At least -½ log 2: a veto is bounded."""
+    return 0.5 * (softplus(sampled_signal(teacher_N, student_N)) - math.log(2))
+
+
+def standardise(signal_N: Tensor, spread: Spread) -> Tensor:
+    """(r - mean)/(std + ε) with the mean and std of the whole batch (GNDPO, arXiv 2606.09091).
+
+    Careful: the sign is relative. A token that the teacher likes less than the student does, but more than it likes
+    the batch's average token, is pushed up. And where teacher and student all but agree, noise is scaled up to 1.
+    """
+    return (signal_N - spread.mean) / (spread.std + EPSILON)
 
 
 def clip(signal_N: Tensor, max_signal: float) -> Tensor:
@@ -98,10 +160,15 @@ TOPK_REVERSE_KL: dict[str, Objective] = {
 def topk_divergence(config: DistillConfig, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
     """The configured divergence over the teacher's top-k, [N] (MOPD Eq. 5 by default).
 
-    Both inputs are log-probs under the full softmax, at the ids of the *teacher's* k most likely tokens.
+    Both inputs are log-probs under the full softmax, at the ids of the *teacher's* k most likely tokens, in order.
+    Of trust_region this is the part for the tokens that it does not trust.
     """
-    forward = config.divergence == "forward_kl"
-    objective = divergences.topk_forward_kl if forward else TOPK_REVERSE_KL[config.topk]
+    if config.estimator == "argmax":
+        objective: Objective = divergences.argmax_cross_entropy
+    elif config.estimator == "trust_region" or config.divergence == "forward_kl":
+        objective = divergences.topk_forward_kl
+    else:
+        objective = TOPK_REVERSE_KL[config.topk]
     return _where_scored(objective, student_NK, teacher_NK, teacher_NK.isfinite().all(-1))
 
 

@@ -119,3 +119,12 @@ def _with_tail(logprobs_NK: Tensor) -> Tensor:
 def topk_forward_kl(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
     """Σ_{v∈T} t log(t/p) - t + p: forward KL over T with the same correction, so that its optimum is p = t as well."""
     return topk_reverse_kl(teacher_NK, student_NK)
+
+
+def argmax_cross_entropy(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+    """-log p(argmax t): cross-entropy with the teacher's greedy choice, the first of its top-k.
+
+    TGPO, arXiv 2605.13230. No divergence: its optimum is not p = t but all mass on one token. Let its weight fall to 0.
+    """
+    assert student_NK.shape == teacher_NK.shape, "log-probs at the same ids"
+    return -at_least_float32(student_NK)[..., 0]

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from onepolicy.config import AnyRun, CopdConfig, MixRlConfig, MopdConfig, RlvrConfig, SftConfig
+from onepolicy.config import (
+    AnyRun,
+    CascadeConfig,
+    CopdConfig,
+    MergeConfig,
+    MixRlConfig,
+    MopdConfig,
+    OffpolicyConfig,
+    RlvrConfig,
+    SftConfig,
+)
 from onepolicy.runfolder import is_finished
 
 
@@ -23,6 +33,18 @@ def run(config: AnyRun) -> None:
             from onepolicy.recipes.mix_rl import mix_rl
 
             mix_rl(config)
+        case CascadeConfig():
+            from onepolicy.recipes.cascade_rl import cascade_rl
+
+            cascade_rl(config)
+        case OffpolicyConfig():
+            from onepolicy.recipes.offpolicy import offpolicy
+
+            offpolicy(config)
+        case MergeConfig():
+            from onepolicy.recipes.merge import merge
+
+            merge(config)
         case CopdConfig():
             from onepolicy.recipes.copd import copd
 

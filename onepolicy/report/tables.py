@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from onepolicy.evaluation import Estimate, Evaluation, Normalised, normalise
 from onepolicy.report.folders import PipelineFolder, RunFolder, evaluation_of
@@ -65,6 +67,20 @@ def evaluation_table(label: str, evaluation: Evaluation) -> Table:
     if failed := {domain: score.failed for domain, score in evaluation.domains.items() if score.failed}:
         note += " Answers that ended in an error: " + ", ".join(f"{d} {percent(v)}%" for d, v in failed.items()) + "."
     return Table(f"Evaluation ({label})", [*columns, "truncated (%)"], rows, note)
+
+
+def sweep_table(file: Path) -> Table:
+    """One row per λ that a merge has tried; the best is marked."""
+    data = json.loads(file.read_text())
+    results, best = data["results"], data["best"]
+    domains = list(results[0]["means"])
+    rows = [
+        [f"{row['lambda']:g}" + (" (kept)" if row["lambda"] == best else "")]
+        + [percent(row["means"][domain]) for domain in domains]
+        + [percent(row["mean"])]
+        for row in results
+    ]
+    return Table("Sweep", ["lambda", *(f"{domain} (%)" for domain in domains), "mean (%)"], rows, data["score"])
 
 
 def score_table(pipeline: PipelineFolder) -> Table:

@@ -69,6 +69,17 @@ def check_domains(domains: Mapping[str, DomainConfig], n: int) -> dict[str, Sour
         return {name: check_source(source, n, grader.grade) for name, source in sources.items()}
 
 
+def require_golds(sources: Mapping[str, TaskSource], n: int, grade: GradeAll) -> None:
+    """Raises ValueError for a domain whose own answers do not score 1.0."""
+    for name, source in sources.items():
+        found = check_source(source, n, grade)
+        if not found.ok:
+            raise ValueError(
+                f"domain {name!r}: gold answers do not score 1.0, so its rewards mean nothing: "
+                f"{'; '.join(found.failures)} (see `onepolicy tasks check`)"
+            )
+
+
 def _failure(task: Task, gold: str, verdict: Grade) -> str:
     reason = f" ({verdict.reason})" if verdict.reason else ""
     return f"{task.id}: gold answer {gold!r:.100} scores {verdict.reward:g}{reason}"

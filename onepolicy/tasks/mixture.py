@@ -94,11 +94,18 @@ class Mixture:
     """Several domains in fixed proportions: no drawing of lots, each next prompt goes to whom it is owed most."""
 
     def __init__(self, domains: Mapping[str, DomainConfig], seed: int) -> None:
-        """Builds every domain. Raises ConfigError on bad options, ValueError on too small a question space."""
+        """Builds every domain. Raises ConfigError on bad options, ValueError on too small a question space.
+
+        A domain of share 0 has held-out tasks like any other, and is never drawn from.
+        """
         total = sum(config.share for config in domains.values())
-        self.shares = {name: config.share / total for name, config in domains.items()}
+        self.shares = {name: config.share / total for name, config in domains.items() if config.share}
         self.domains = {name: Domain(name, config, seed) for name, config in domains.items()}
         self.drawn = dict.fromkeys(domains, 0)
+
+    @property
+    def sources(self) -> dict[str, TaskSource]:
+        return {name: domain.source for name, domain in self.domains.items()}
 
     @property
     def eval_tasks(self) -> dict[str, list[Task]]:
@@ -107,9 +114,10 @@ class Mixture:
 
     def draw(self, n: int) -> list[Task]:
         """The next n training tasks: each from the domain that lags furthest behind its share."""
-        return [self.domains[self._next_domain()].draw() for _ in range(n)]
+        return [self.domains[self.next_domain()].draw() for _ in range(n)]
 
-    def _next_domain(self) -> str:
+    def next_domain(self) -> str:
+        """Whose turn it is, counted in `drawn`; for who has prompts of his own to take from."""
         total = sum(self.drawn.values()) + 1
         name = max(self.shares, key=lambda name: round(self.shares[name] * total - self.drawn[name], 9))
         self.drawn[name] += 1

@@ -1,0 +1,54 @@
+"""The held-out tasks of a run's domains, put to checkpoints on disk: what a run's own evaluation is, without a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Self
+
+import torch
+
+from onepolicy.config import EvalConfig, MergeConfig, ModelConfig, RunConfig
+from onepolicy.engines.base import Sampling
+from onepolicy.engines.local import LocalEngine
+from onepolicy.engines.text import Renderer
+from onepolicy.evaluation import Evaluation, evaluate
+from onepolicy.models import load_model, pick_device
+from onepolicy.progress import hush_transformers
+from onepolicy.session import EVAL_SEED, GOLDS
+from onepolicy.tasks.check import require_golds
+from onepolicy.tasks.grading import Grader
+from onepolicy.tasks.mixture import Mixture
+from onepolicy.types import Sample
+
+
+class Exam:
+    """Questions and graders, for any number of candidates, one in memory at a time. Use as a context manager."""
+
+    def __init__(self, config: RunConfig | MergeConfig) -> None:
+        self.config, self.device = config, pick_device(config.device)
+        mixture = Mixture(config.domains, config.seed)
+        self.tasks = [task for tasks in mixture.eval_tasks.values() for task in tasks]
+        limits = {name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens}
+        self.sampling = Sampling(max_new_tokens=config.rollout.max_new_tokens, limits=limits)
+        hush_transformers()
+        torch.set_num_threads(config.threads)
+        self.grader = Grader(config.domains)
+        require_golds(mixture.sources, GOLDS, self.grader.grade)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.grader.close()
+
+    def evaluate(self, candidate: ModelConfig, setting: EvalConfig) -> Evaluation:
+        """avg@n, with the random stream of every evaluation."""
+        model, tokenizer = load_model(candidate, device=self.device)
+        renderer = Renderer(tokenizer, model.generation_config)
+        engine = LocalEngine(model, renderer, batch_size=self.config.rollout.batch_size)
+        sampling = replace(self.sampling, temperature=setting.temperature)
+        return evaluate(engine, self.tasks, self._grade, setting.n, sampling, EVAL_SEED)
+
+    def _grade(self, samples: list[Sample]) -> None:
+        self.grader.submit(samples)
+        self.grader.collect()

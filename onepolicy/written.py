@@ -1,0 +1,127 @@
+"""Rollouts on disk: written down a whole batch at a time, read back with the very tokens that were written. No torch.
+
+One JSON object a line. `token_ids` is prompt and response; `spans` are the tokens that the policy wrote, [start, stop):
+
+    {"task": "add/0/7", "question": "add:1+2", "response": "3", "reward": 1.0, "reason": "", "finish": "stop",
+     "token_ids": [5, 9, 6, 11, 1], "spans": [[3, 5]]}
+
+The lines are in the order of the prompts, then of the rollouts, so that their number says what is still to be written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from onepolicy.evaluation import prompt_text
+from onepolicy.runfolder import write_atomic
+from onepolicy.types import Array, Sample, Task, Weights
+
+Row = dict[str, Any]
+
+
+class RolloutFile:
+    """`n` rollouts of each task, `batch` tasks at a time. A batch that a kill has torn is forgotten on opening."""
+
+    def __init__(self, path: Path, tasks: Sequence[Task], n: int, batch: int) -> None:
+        """Raises ValueError when the file answers other tasks."""
+        self.path, self.tasks, self.n, self.batch = path, tasks, n, batch
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text() if path.is_file() else ""
+        lines = text.split("\n")[:-1]  # what follows the last line break is torn
+        whole = len(lines) if len(lines) == len(tasks) * n else len(lines) - len(lines) % (batch * n)
+        kept = "".join(line + "\n" for line in lines[:whole])
+        if kept != text:
+            write_atomic(path, kept)
+        self.rows: list[Row] = [json.loads(line) for line in lines[:whole]]
+        for row, task in zip(self.rows, self._asked(), strict=False):  # it may not be full yet
+            if (row["task"], row["question"]) != (task.id, prompt_text(task)):
+                raise ValueError(
+                    f"{path} answers {row['question']!r} where {prompt_text(task)!r} is asked now: the tasks have "
+                    "changed since it was written; restore them, or set another output"
+                )
+
+    @property
+    def batches(self) -> list[list[Task]]:
+        return [list(self.tasks[i : i + self.batch]) for i in range(0, len(self.tasks), self.batch)]
+
+    @property
+    def done(self) -> int:
+        """How many batches are there."""
+        return -(-len(self.rows) // (self.batch * self.n))
+
+    def append(self, samples: Sequence[Sample]) -> None:
+        """One batch, all of it or nothing."""
+        rows = [to_row(sample) for sample in samples]
+        with self.path.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows += rows
+
+    def samples(self, keep: Literal["all", "correct"]) -> list[Sample]:
+        """To train on: what is not empty and, if asked for, of reward 1."""
+        chosen = [(row, task) for row, task in zip(self.rows, self._asked(), strict=True) if row["spans"]]
+        return [to_sample(row, task) for row, task in chosen if keep == "all" or row["reward"] >= 1]
+
+    def summary(self) -> dict[str, float]:
+        """How much was written, and how good it is."""
+        lengths = [stop - start for row in self.rows for start, stop in row["spans"]]
+        rewards = [row["reward"] for row in self.rows]
+        return {"rollouts": len(rewards), "tokens": sum(lengths), "reward": sum(rewards) / len(rewards)}
+
+    def _asked(self) -> list[Task]:
+        return [task for task in self.tasks for _ in range(self.n)]
+
+
+def to_row(sample: Sample) -> Row:
+    edges = np.flatnonzero(np.diff(sample.mask_T.astype(np.int8), prepend=0, append=0))
+    return {
+        "task": sample.task.id,
+        "question": prompt_text(sample.task),
+        "response": sample.response,
+        "reward": sample.reward,
+        "reason": sample.reason,
+        "finish": sample.finish,
+        "token_ids": sample.token_ids_T.tolist(),
+        "spans": edges.reshape(-1, 2).tolist(),
+    }
+
+
+def to_sample(row: Row, task: Task) -> Sample:
+    """To imitate: its reward stays in the file, for a reward in a run's metrics is of what the policy itself wrote."""
+    mask_T = np.zeros(len(row["token_ids"]), dtype=bool)
+    for start, stop in row["spans"]:
+        mask_T[start:stop] = True
+    return Sample(
+        task,
+        np.array(row["token_ids"], dtype=np.int32),
+        mask_T,
+        np.zeros(int(mask_T.sum()), dtype=np.float32),
+        response=row["response"],
+        finish=row["finish"],
+        weights=Weights(ce=1.0),
+    )
+
+
+class Epochs:
+    """Endless passes over some samples, each in an order of its own, given by `seed_of(epoch)` alone."""
+
+    def __init__(self, samples: Sequence[Sample], seed_of: Callable[[int], int]) -> None:
+        self.samples, self.seed_of = list(samples), seed_of
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, k: int) -> Sample:
+        """The k-th sample since the start of the first pass."""
+        epoch, place = divmod(k, len(self.samples))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffled(epoch)
+        return self.samples[self._order[place]]
+
+    def _shuffled(self, epoch: int) -> Array:
+        return np.random.default_rng(self.seed_of(epoch)).permutation(len(self.samples))
