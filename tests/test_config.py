@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from onepolicy.config import ConfigError, MopdConfig, RlvrConfig, SftConfig, parse_run
-from onepolicy.config.file import load_run, set_dotted
+from onepolicy.config.file import load_run, read_yaml, set_dotted
 
 MATH = {"tasks": {"kind": "letters", "task": "add"}}
 BASE: dict[str, Any] = {"output": "runs/x", "model": "origin", "domains": {"math": MATH}, "steps": 10}
@@ -376,3 +376,15 @@ def test_a_run_folder_stands_for_its_configuration_wherever_it_lies(tmp_path: Pa
     config = load_run(tmp_path, ["steps=11"])
     assert isinstance(config, SftConfig)
     assert (config.output, config.steps) == (tmp_path, 11)
+
+
+def test_the_example_of_the_readme_is_a_valid_run() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    example = readme.split("```yaml\n")[1].split("```")[0]
+
+    config = parse_run(read_yaml(example, "README.md"))
+
+    assert isinstance(config, MopdConfig)
+    assert config.routes == {"math": "math", "code": "code", "logic": "code"}
+    assert config.optim.learning_rate == 3e-6
+    assert len(example.splitlines()) <= 20
