@@ -43,9 +43,18 @@ def load_model(
             _place(config), revision=config.revision, dtype=torch.float32, attn_implementation=config.attention
         )
         model.config.dtype = stored or torch.float32  # saved again as it came
+        _mend(model)
     model = model.to(device)
     check_head(model)
     return model, tokenizer
+
+
+def _mend(model: PreTrainedModel) -> None:
+    """Hub models ship a temperature without do_sample, which transformers 5.17 refuses to save, at the end of a run."""
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        model.generation_config.do_sample = True  # what a temperature means
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str = "") -> None:

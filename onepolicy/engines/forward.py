@@ -169,7 +169,8 @@ def predicting_states(model: PreTrainedModel, samples: Sequence[Sample]) -> tupl
 def can_share(model: PreTrainedModel) -> bool:
     """Whether a cache filled by prompts can be handed to their rollouts: attention layers only, nothing recomputed."""
     plain = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers} <= PLAIN_LAYERS
-    return plain and not model.is_activation_checkpointing
+    name = "is_activation_checkpointing"  # before transformers 5.20 or so it had its old name
+    return plain and not (getattr(model, name) if hasattr(model, name) else model.is_gradient_checkpointing)
 
 
 def _shared_states(model: PreTrainedModel, samples: Sequence[Sample], group_B: Sequence[int]) -> Tensor:
