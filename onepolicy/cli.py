@@ -13,8 +13,9 @@ from typing import Annotated
 
 import typer
 
-from onepolicy.config import AnyRun, load_run
-from onepolicy.runfolder import check_folder
+from onepolicy.config import AnyRun, load_run, load_study
+from onepolicy.config.plan import plan
+from onepolicy.runfolder import check_folder, check_folders
 
 # Tracebacks are for us: plain, so that they can be searched and pasted.
 app = typer.Typer(
@@ -81,7 +82,28 @@ def evaluate(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="a run folder, or the demo's folder")]) -> None:
+def compare(
+    study: Annotated[Path, typer.Argument(help="a study's YAML file")],
+    overrides: Overrides = None,
+) -> None:
+    """Run the arms of a study on one origin, one budget and the same seeds; table and report. Resumes."""
+    loaded = load_study(study, overrides or [])
+    runs = plan(loaded)
+    from onepolicy.tasks import check_options
+
+    for run in runs:
+        check_options(run.config.domains)
+    check_folders([run.config for run in runs])
+    with _resumable():
+        from onepolicy.compare import compare as run_study
+
+        complete = run_study(loaded, runs)
+    if not complete:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="the folder of a run, of the demo or of a study")]) -> None:
     """Write report.md and a self-contained report.html."""
     from onepolicy.commands import show_report
 

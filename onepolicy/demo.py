@@ -11,22 +11,17 @@ where it was.
 from __future__ import annotations
 
 import json
-import os
 import string
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from onepolicy.commands import console, show_report
 from onepolicy.config import parse_run
-from onepolicy.runfolder import is_finished, read_rows, write_atomic
+from onepolicy.jobs import Job, run_jobs
+from onepolicy.runfolder import write_atomic
 
-PARALLEL = 2  # processes, of one thread each: two threads in one process collapse when the other core is busy
+PARALLEL = 2  # processes, of one thread each
 
 ARCHITECTURE = {
     "model_type": "qwen3",
@@ -114,11 +109,13 @@ WHY = {
 
 
 def demo(folder: Path, seed: int) -> None:
-    """Run (or resume) all stages, then print the table and the report's path."""
+    """Run (or resume) all stages, then print the table and the report's path. Raises RuntimeError if a run fails."""
     began = time.monotonic()
     for stage, runs in stages(folder, seed).items():
         console.print(WHY[stage].format(domains=", ".join(DOMAINS)), highlight=False)
-        run_stage(runs)
+        jobs = [Job(Path(run["output"]).name, parse_run(run)) for run in runs]
+        for name, why in run_jobs(jobs, PARALLEL, console).items():
+            raise RuntimeError(f"{name} failed: {why}")
     pipeline = {
         "title": "Three experts in, one policy out",
         "domains": list(DOMAINS),
@@ -130,53 +127,3 @@ def demo(folder: Path, seed: int) -> None:
     show_report(folder)
     console.print(f"student {folder / 'student' / 'model'}  (AutoModelForCausalLM.from_pretrained loads it)")
     console.print(f"done in {time.monotonic() - began:.0f} s", highlight=False)
-
-
-def run_stage(runs: list[dict[str, Any]]) -> None:
-    """Run some configurations in processes of their own, `PARALLEL` at a time. Raises RuntimeError if one fails."""
-    waiting = [run for run in runs if not is_finished(parse_run(run))]
-    running: dict[subprocess.Popen[bytes], dict[str, Any]] = {}
-    columns = (TextColumn("  {task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    shown = Progress(*columns, TextColumn("{task.fields[facts]}"), console=console, disable=not console.is_terminal)
-    with shown as bar:
-        bars = {run["output"]: bar.add_task(Path(run["output"]).name, total=run["steps"], facts="") for run in runs}
-        try:
-            while waiting or running:
-                while waiting and len(running) < PARALLEL:
-                    run = waiting.pop(0)
-                    running[start(run)] = run
-                time.sleep(0.5)
-                for process, run in list(running.items()):
-                    for row in read_rows(Path(run["output"]) / "metrics.jsonl")[-1:]:
-                        bar.update(bars[run["output"]], completed=row["step"], facts=facts(row))
-                    if process.poll() is not None:
-                        del running[process]
-                        if process.returncode:
-                            raise RuntimeError(f"{run['output']} failed: read {run['output']}.log")
-        finally:
-            for process in running:
-                process.terminate()
-    for run in runs:
-        done = json.loads((Path(run["output"]) / "done.json").read_text())
-        scores = ", ".join(f"{domain} {mean:.2f}" for domain, mean in done["means"].items())
-        console.print(f"  {Path(run['output']).name:16} {done['seconds']:4.0f} s   accuracy: {scores}", highlight=False)
-
-
-def start(run: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """One `onepolicy run` in a process of its own; its configuration and its output are kept beside its folder."""
-    output = Path(run["output"])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    file = output.with_suffix(".yaml")
-    write_atomic(file, yaml.safe_dump(run, sort_keys=False))
-    with output.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "onepolicy", "run", str(file)],
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-
-
-def facts(row: dict[str, Any]) -> str:
-    shown = {"reward": "reward", "reverse_kl": "KL", "cross_entropy": "CE"}
-    return "  ".join(f"{label} {row[key]:.3f}" for key, label in shown.items() if key in row)

@@ -260,18 +260,26 @@ def normalise(
         scores_3Q = _paired_scores(domain, student, origin, teacher)
         indices_BQ = resampled(scores_3Q.shape[1], resamples, np.random.default_rng((seed, number)))
         try:
-            values[domain], draws[domain] = _recovered(scores_3Q, indices_BQ)
+            values[domain], draws[domain] = recovered(scores_3Q.mean(axis=1), scores_3Q[:, indices_BQ].mean(axis=2))
         except NoGainError as error:
             excluded[domain] = str(error)
+    return summed_up(values, draws, excluded)
+
+
+def summed_up(values: Mapping[str, float], draws: Mapping[str, Array], excluded: Mapping[str, str]) -> Normalised:
+    """Norm and range of normalised scores and of their bootstrap draws, which are paired across domains."""
     domains = {domain: Estimate(value, *percentile_interval(draws[domain])) for domain, value in values.items()}
     if excluded or not values:
-        return Normalised(domains, excluded, None, None)
+        return Normalised(domains, dict(excluded), None, None)
     norm, spread = norm_and_range(values.values())
     draws_DB = np.stack(list(draws.values()))
     with np.errstate(invalid="ignore"):  # opposite infinities make a nan, which the interval leaves out
         norm_B, range_B = draws_DB.mean(axis=0), np.ptp(draws_DB, axis=0)
     return Normalised(
-        domains, excluded, Estimate(norm, *percentile_interval(norm_B)), Estimate(spread, *percentile_interval(range_B))
+        domains,
+        dict(excluded),
+        Estimate(norm, *percentile_interval(norm_B)),
+        Estimate(spread, *percentile_interval(range_B)),
     )
 
 
@@ -295,11 +303,14 @@ def _paired_scores(domain: str, student: Evaluation, origin: Evaluation, teacher
     return np.stack([evaluation.domains[domain].rewards_QG.mean(axis=1) for evaluation in roles.values()])
 
 
-def _recovered(scores_3Q: Array, indices_BQ: Array) -> tuple[float, Array]:
-    """The normalised score and its draws. Raises NoGainError when the teacher's gain is 0 or within its noise."""
-    student, origin, teacher = (float(score) for score in scores_3Q.mean(axis=1))
+def recovered(scores_3: Array, scores_3B: Array) -> tuple[float, Array]:
+    """The normalised score and its draws, from those of student, origin and teacher, in this order.
+
+    Raises NoGainError when the teacher's gain is 0 or within its noise.
+    """
+    student, origin, teacher = (float(score) for score in scores_3)
     value = normalised_score(student, origin, teacher)
-    student_B, origin_B, teacher_B = scores_3Q[:, indices_BQ].mean(axis=2)
+    student_B, origin_B, teacher_B = scores_3B
     gain_B, change_B = teacher_B - origin_B, student_B - origin_B
     low, high = percentile_interval(gain_B)
     if low <= 0:

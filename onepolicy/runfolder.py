@@ -20,7 +20,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -149,11 +149,35 @@ def check_folder(config: Run) -> None:
         raise ValueError(f"{path} is a file: set another output")
 
 
+def check_folders(configs: Sequence[Run]) -> None:
+    """`check_folder` for runs that start later; all faults at once."""
+    faults = []
+    for config in configs:
+        try:
+            check_folder(config)
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
 def is_finished(config: Run) -> bool:
     """Whether this very run is done: `steps` may have been raised since, and then it is not."""
     check_folder(config)
     done = Path(config.output) / "done.json"
     return done.is_file() and json.loads(done.read_text())["steps"] >= config.steps
+
+
+def in_use(path: Path) -> bool:
+    """Whether a process is writing this run, now."""
+    if not (path / ".lock").is_file():
+        return False
+    with (path / ".lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def follow_model(path: Path, model: str) -> None:

@@ -78,6 +78,7 @@ class Session:
         self.remembered: dict[str, Stateful] = {"mixture": self.mixture}
         self.identities: dict[str, Any] = {}
         self.totals = {"sequences": 0, "tokens": 0, "seconds": 0.0}
+        self._written = np.zeros(2, dtype=np.int64)  # sequences and tokens of this step, also those that it rejects
         self._show: Callable[[int, Mapping[str, float]], None] = lambda step, row: None
 
     def __enter__(self) -> Self:
@@ -114,6 +115,7 @@ class Session:
         self._show = self._stack.enter_context(progress(config.output.name, config.steps, start))
         for step in range(start, config.steps):
             torch.manual_seed(stream("step", config.seed, step))  # router noise, say: the same after a resume
+            self._written[:] = 0
             yield step
             done = step + 1
             if config.eval.every and done % config.eval.every == 0 and done < config.steps:
@@ -128,13 +130,19 @@ class Session:
         """Graded samples by the current policy; the random stream is a function of seed, step and draw alone."""
         policy = policy or self.policy
         seed = stream("rollout", self.config.seed, step, draw)
-        return rollout(policy.engine, self.grader, tasks, n, self.sampling, seed=seed, version=policy.learner.version)
+        version = policy.learner.version
+        samples = rollout(policy.engine, self.grader, tasks, n, self.sampling, seed=seed, version=version)
+        self._written += spent(samples)
+        return samples
 
     def log(self, step: int, samples: Sequence[Sample], metrics: Mapping[str, float]) -> None:
-        """One row of metrics.jsonl, some answers to read, the progress bar."""
-        tokens = sum(sample.length for sample in samples)
-        self.totals["sequences"] += len(samples)
-        self.totals["tokens"] += tokens
+        """One row of metrics.jsonl, some answers to read, the progress bar.
+
+        Counted is all that the step wrote or, where it imitates, what it was shown.
+        """
+        sequences, tokens = self._written if self._written.any() else spent(samples)
+        self.totals["sequences"] += int(sequences)
+        self.totals["tokens"] += int(tokens)
         self.totals["seconds"] = time.monotonic() - self._clock
         row = {
             "step": step + 1,
@@ -223,6 +231,11 @@ def stream(purpose: str, *numbers: int) -> int:
     """The seed of one random stream; any other purpose or number gives an unrelated one."""
     digest = hashlib.blake2b(f"{purpose} {numbers}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1  # what every generator takes: 63 bits
+
+
+def spent(samples: Sequence[Sample]) -> tuple[int, int]:
+    """Sequences, and tokens that were written in them."""
+    return len(samples), sum(sample.length for sample in samples)
 
 
 def per_domain(samples: Sequence[Sample]) -> dict[str, float]:

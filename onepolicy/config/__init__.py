@@ -2,7 +2,7 @@
 
 Defaults are the vetted setting. Unknown keys are errors with a suggestion. No torch here, so that a wrong file is
 answered at once. `common.py` holds what all runs share, `loss.py` the loss, `recipes.py` and `methods.py` one class per
-recipe, `registry.py` their names.
+recipe, `registry.py` their names; `study.py`, `budget.py` and `plan.py` a comparison of many runs.
 """
 
 from onepolicy.config.common import (
@@ -42,12 +42,14 @@ from onepolicy.config.recipes import (
 )
 from onepolicy.config.registry import RECIPES, AnyRun, parse_run
 from onepolicy.config.strict import ConfigError, Strict, did_you_mean, fault_line
+from onepolicy.config.study import BudgetConfig, ExpertsConfig, StudyConfig, load_study
 
 __all__ = [
     "RECIPES",
     "AnyRun",
     "BalanceConfig",
     "BranchMergeConfig",
+    "BudgetConfig",
     "CascadeConfig",
     "CheckConfig",
     "CheckpointConfig",
@@ -56,6 +58,7 @@ __all__ = [
     "DistillConfig",
     "DomainConfig",
     "EvalConfig",
+    "ExpertsConfig",
     "FolderConfig",
     "ImportanceConfig",
     "LossConfig",
@@ -74,6 +77,7 @@ __all__ = [
     "ScratchConfig",
     "SftConfig",
     "Strict",
+    "StudyConfig",
     "TasksConfig",
     "TaughtConfig",
     "TeacherConfig",
@@ -81,5 +85,6 @@ __all__ = [
     "did_you_mean",
     "fault_line",
     "load_run",
+    "load_study",
     "parse_run",
 ]

@@ -70,7 +70,11 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> AnyRun:
 
     A run folder stands for its own configuration, with itself as the output, wherever it has been moved to.
     """
-    path = Path(path)
+    return parse_run(read_config(Path(path), overrides))
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A file's mapping with the overrides applied, not yet validated."""
     file = path / "config.yaml" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"no such file: {file}")
@@ -84,4 +88,4 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> AnyRun:
         data["output"] = str(path)
     for override in overrides:
         set_dotted(data, override)
-    return parse_run(data)
+    return data

@@ -1,4 +1,4 @@
-"""What a report says: of one run, and of a pipeline from origin over experts to student."""
+"""What a report says: of one run, and of a pipeline from origin over experts to student; of a study: study_page.py."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from onepolicy.report import plots, tables
 from onepolicy.report.folders import PipelineFolder, RunFolder, eval_step, evaluation_of
 from onepolicy.report.page import Answer, Comparison, Page, Section, write
 from onepolicy.report.plots import Figure, Line, Panel
+from onepolicy.report.study_page import study_report
 from onepolicy.report.tables import Table
 
 BEHAVIOUR = {
@@ -46,14 +47,18 @@ class Report(NamedTuple):
 
 
 def write_report(folder: str | Path) -> Report:
-    """Report on a run folder or a pipeline folder. Raises ValueError that names what is missing."""
+    """Report on a run folder, a pipeline folder or a study's folder. Raises ValueError that names what is missing."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
     if (folder / "pipeline.json").is_file():
         return pipeline_report(folder)
+    if (folder / "study.json").is_file():
+        return Report(*study_report(folder))
     if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} is neither a run (it has no config.yaml) nor a pipeline (it has no pipeline.json)")
+        raise ValueError(
+            f"{folder} is neither a run (it has no config.yaml) nor a pipeline (pipeline.json) or a study (study.json)"
+        )
     return run_report(folder)
 
 

@@ -25,26 +25,32 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (8, 2)), (0, (3, 3)))
 MARKERS = ("o", "s", "D", "^", "v", "P")
 INK, GRID = "#24292f", "#d9dee4"
+SHADE = "#9aa5b1"
 WIDTH = 9.6  # inches
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A labelled curve. `style` is its place in the palette; by default, labels take places as they come."""
+    """A labelled curve. `style` is its place in the palette; by default, labels take places as they come.
+
+    `window` is the number of points that are averaged; by default 5% of them.
+    """
 
     label: str
     x: Array
     y: Array
     style: int | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One pair of axes; `ylabel` carries the unit."""
+    """One pair of axes; `ylabel` carries the unit. `shaded` are stretches of x."""
 
     ylabel: str
     lines: Sequence[Line]
     title: str = ""
+    shaded: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +82,14 @@ def curves(name: str, caption: str, panels: Sequence[Panel], xlabel: str) -> Fig
     columns = 3 if len(panels) == 3 or len(panels) > 4 else min(2, len(panels))
     rows = -(-len(panels) // columns)
     one_quantity = len({panel.ylabel for panel in panels}) == 1
-    with _style():
-        canvas = _canvas(height=0.5 + 2.4 * rows)
+    with style():
+        canvas = new_canvas(height=0.5 + 2.4 * rows)
         grid = canvas.subplots(rows, columns, squeeze=False, sharey=one_quantity)
         for axes, panel in zip(grid.flat, panels, strict=False):
             for line in panel.lines:
                 _draw(axes, line, labels.index(line.label))
+            for start, end in panel.shaded:
+                axes.axvspan(start, end, color=SHADE, alpha=0.25, linewidth=0)
             repeated = one_quantity and not axes.get_subplotspec().is_first_col()
             axes.set(xlabel=xlabel, ylabel="" if repeated else panel.ylabel, title=panel.title)
         for axes in grid.flat[len(panels) :]:
@@ -91,21 +99,22 @@ def curves(name: str, caption: str, panels: Sequence[Panel], xlabel: str) -> Fig
             canvas.legend([handles[label] for label in labels], labels, loc="outside upper left", ncols=6)
         smoothed = any(_window(line) > 1 for panel in panels for line in panel.lines)
         note = " Bold: trailing mean over 5% of the points; faint: every point." if smoothed else ""
-        return Figure(name, caption + note, _svg(canvas, name))
+        return Figure(name, caption + note, to_svg(canvas, name))
 
 
 def _window(line: Line) -> int:
-    return max(1, len(line.y) // 20)
+    return line.window or max(1, len(line.y) // 20)
 
 
 def _draw(axes: Any, line: Line, place: int) -> None:
     """One curve, smoothed if it has many points."""
     number = place if line.style is None else line.style
-    colour, dash = SERIES[number % len(SERIES)], DASHES[number % len(DASHES)]
+    # after a round through the colours, each has another dash than before
+    colour, dash = SERIES[number % len(SERIES)], DASHES[(number + number // len(SERIES)) % len(DASHES)]
     if _window(line) > 1:
         axes.plot(line.x, line.y, color=colour, linewidth=0.7, alpha=0.3, label="_raw")
-    smooth = trailing_mean(line.y, _window(line))
-    axes.plot(line.x, smooth, color=colour, linestyle=dash, linewidth=1.7, label=line.label)
+    smooth, marker = trailing_mean(line.y, _window(line)), MARKERS[number % len(MARKERS)] if len(line.y) == 1 else ""
+    axes.plot(line.x, smooth, color=colour, linestyle=dash, linewidth=1.7, marker=marker, label=line.label)
 
 
 def trailing_mean(values: Array, window: int) -> Array:
@@ -119,8 +128,8 @@ def trailing_mean(values: Array, window: int) -> Array:
 def scores(name: str, caption: str, models: dict[str, dict[str, Estimate]]) -> Figure:
     """avg@n with intervals: domains along the axis, one marker per model."""
     domains = list(dict.fromkeys(domain for by_domain in models.values() for domain in by_domain))
-    with _style():
-        canvas = _canvas(height=3.2)
+    with style():
+        canvas = new_canvas(height=3.2)
         axes = canvas.subplots()
         for number, (model, by_domain) in enumerate(models.items()):
             offset = 0.16 * (number - (len(models) - 1) / 2)
@@ -133,10 +142,10 @@ def scores(name: str, caption: str, models: dict[str, dict[str, Estimate]]) -> F
         axes.set(ylabel="score, avg@n (%)", ylim=(-3, 103), xlim=(-0.6, len(domains) - 0.4))
         axes.grid(visible=False, axis="x")
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6)
-        return Figure(name, caption, _svg(canvas, name))
+        return Figure(name, caption, to_svg(canvas, name))
 
 
-def _style() -> Any:
+def style() -> Any:
     import matplotlib
 
     return matplotlib.rc_context(
@@ -166,13 +175,13 @@ def _style() -> Any:
     )
 
 
-def _canvas(height: float) -> Canvas:
+def new_canvas(height: float) -> Canvas:
     from matplotlib.figure import Figure as Canvas
 
     return Canvas(figsize=(WIDTH, height), layout="constrained")
 
 
-def _svg(canvas: Canvas, name: str) -> str:
+def to_svg(canvas: Canvas, name: str) -> str:
     """SVG that is the same for the same data: no date, ids from a fixed salt."""
     import matplotlib
 

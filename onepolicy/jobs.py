@@ -1,0 +1,161 @@
+"""Runs in processes of their own, some at a time, each after those whose results it reads.
+
+A job is `onepolicy run` on a file beside the run's folder, with its output in a log beside that. What is finished is
+not run again; a failed job takes only those with it that read its result. One thread per process: two threads in one
+process collapse when the other core is busy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from onepolicy.config import AnyRun
+from onepolicy.runfolder import in_use, is_finished, read_rows, write_atomic
+
+POLL = 0.2  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`after` names other jobs."""
+
+    name: str
+    config: AnyRun
+    after: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> Path:
+        return self.config.output
+
+    @property
+    def log(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.log")
+
+
+class Process(Protocol):
+    """What is needed of a running job, as subprocess.Popen has it."""
+
+    def poll(self) -> int | None: ...
+
+    def terminate(self) -> None: ...
+
+    def wait(self) -> Any: ...
+
+
+def run_jobs(jobs: Sequence[Job], parallel: int, console: Console) -> dict[str, str]:
+    """Run what is not finished, `parallel` at a time. Returns the failed jobs, each with the reason.
+
+    A job whose folder another process is writing (one of an interrupted study may still be at it) waits for that.
+    """
+    finished = {job.name for job in jobs if is_finished(job.config)}
+    waiting = [job for job in jobs if job.name not in finished]
+    running: dict[str, tuple[Job, Process]] = {}
+    failed: dict[str, str] = {}
+    with _Bars(jobs, console) as bars:
+        try:
+            while waiting or running:
+                for job in list(waiting):
+                    if lost := [name for name in job.after if name in failed]:
+                        failed[job.name] = f"not run: {lost[0]} failed"
+                        waiting.remove(job)
+                    elif len(running) < parallel and finished.issuperset(job.after) and not in_use(job.output):
+                        if is_finished(job.config):  # by that other process
+                            finished.add(job.name)
+                        else:
+                            running[job.name] = job, start(job)
+                        waiting.remove(job)
+                if waiting or running:
+                    time.sleep(POLL)
+                for name, (job, process) in list(running.items()):
+                    bars.update(job)
+                    if (code := process.poll()) is not None:
+                        del running[name]
+                        if code == 0:
+                            finished.add(name)
+                            bars.finished(job)
+                        else:
+                            failed[name] = f"{last_line(job.log)} (exit code {code}, see {job.log})"
+                            bars.failed(job, failed[name])
+        finally:
+            for _, process in running.values():
+                process.terminate()
+            for _, process in running.values():
+                process.wait()
+    return failed
+
+
+def start(job: Job) -> Process:
+    """`onepolicy run` in a process of its own."""
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    file = job.output.with_name(f"{job.output.name}.yaml")
+    write_atomic(file, yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False))
+    with job.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "onepolicy", "run", str(file)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+
+def last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
+
+
+class _Bars:
+    """A bar per running job on a terminal, and a line per finished one anywhere."""
+
+    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        facts = TextColumn("{task.fields[facts]}")
+        self.console = console
+        self.bar = Progress(*columns, facts, console=console, disable=not console.is_terminal)
+        self.tasks: dict[str, TaskID] = {}
+        self.width = max((len(job.name) for job in jobs), default=0)
+
+    def __enter__(self) -> _Bars:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def update(self, job: Job) -> None:
+        if self.bar.disable:
+            return
+        if job.name not in self.tasks:
+            self.tasks[job.name] = self.bar.add_task(job.name, total=job.config.steps or None, facts="")
+        for row in read_rows(job.output / "metrics.jsonl")[-1:]:
+            self.bar.update(self.tasks[job.name], completed=row["step"], facts=facts(row))
+
+    def finished(self, job: Job) -> None:
+        done = json.loads((job.output / "done.json").read_text())
+        scores = ", ".join(f"{domain} {mean:.2f}" for domain, mean in done["means"].items())
+        self._close(job, f"  {job.name:{self.width}} {done['seconds']:5.0f} s   score: {scores or 'not evaluated'}")
+
+    def failed(self, job: Job, why: str) -> None:
+        self._close(job, f"  {job.name:{self.width}} failed: {why}")
+
+    def _close(self, job: Job, line: str) -> None:
+        if job.name in self.tasks:
+            self.bar.remove_task(self.tasks.pop(job.name))
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def facts(row: dict[str, Any]) -> str:
+    shown = {"reward": "reward", "reverse_kl": "KL", "cross_entropy": "CE"}
+    return "  ".join(f"{label} {row[key]:.3f}" for key, label in shown.items() if key in row)

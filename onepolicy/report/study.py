@@ -1,0 +1,134 @@
+"""What a study left on disk: `study.json`, which names its run folders, and what of them is there already.
+
+{"title", "domains": [...], "reference": "mopd", "budget": "...", "seeds": {"0": {"origin": "seed-0/origin",
+ "experts": {domain: folder}, "arms": {name: folder}}}, "reads": {arm: ["experts.sort", ...]}}
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onepolicy.evaluation import Evaluation
+from onepolicy.report.folders import RunFolder, eval_step, evaluation_of
+from onepolicy.types import Array
+
+
+@dataclass(frozen=True, slots=True)
+class SeedRuns:
+    """What has finished with one seed: the origin and all experts, and some of the arms."""
+
+    origin: RunFolder
+    experts: dict[str, RunFolder]
+    arms: dict[str, RunFolder]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFolder:
+    """`arms` in the file's order, those that have finished with at least one seed. `missing` says which have not."""
+
+    path: Path
+    facts: dict[str, Any]
+    seeds: dict[int, SeedRuns]
+    missing: list[str]
+
+    @classmethod
+    def read(cls, path: Path) -> StudyFolder:
+        """Raises ValueError when there is nothing to compare yet."""
+        facts = json.loads((path / "study.json").read_text(encoding="utf-8"))
+        seeds: dict[int, SeedRuns] = {}
+        missing: list[str] = []
+        for seed, places in facts["seeds"].items():
+            origin, experts, arms = places["origin"], places["experts"], places["arms"]
+            absent = [place for place in (origin, *experts.values(), *arms.values()) if not _is_done(path / place)]
+            missing += absent
+            if not {origin, *experts.values()} & set(absent):
+                seeds[int(seed)] = SeedRuns(
+                    RunFolder.read(path / origin),
+                    {domain: RunFolder.read(path / place) for domain, place in experts.items()},
+                    {name: RunFolder.read(path / place) for name, place in arms.items() if place not in absent},
+                )
+        study = cls(path, facts, seeds, list(dict.fromkeys(missing)))
+        if not study.arms:
+            raise ValueError(
+                f"{path} has nothing to compare yet: with no seed have origin, all experts and one arm finished"
+            )
+        return study
+
+    @property
+    def domains(self) -> list[str]:
+        return list(self.facts["domains"])
+
+    @property
+    def reference(self) -> str:
+        return str(self.facts["reference"])
+
+    @property
+    def arms(self) -> list[str]:
+        order = next(iter(self.facts["seeds"].values()))["arms"]
+        return [name for name in order if self.seeds_of(name)]
+
+    def seeds_of(self, *arms: str) -> list[int]:
+        """The seeds with which all of these arms have finished."""
+        return [seed for seed, runs in self.seeds.items() if all(arm in runs.arms for arm in arms)]
+
+    def runs(self, arm: str) -> list[RunFolder]:
+        return [self.seeds[seed].arms[arm] for seed in self.seeds_of(arm)]
+
+
+def _is_done(run: Path) -> bool:
+    return (run / "done.json").is_file() and (run / "eval" / "final.json").is_file()
+
+
+def means_SQ(evaluations: list[Evaluation], domain: str) -> Array:
+    """Mean reward per question, a row per seed. Raises ValueError unless all answered the same questions."""
+    asked = [[question.id for question in evaluation.domains[domain].questions] for evaluation in evaluations]
+    if any(ids != asked[0] for ids in asked):
+        raise ValueError(f"domain {domain!r}: not all runs answered the same questions: evaluate all on the same tasks")
+    return np.stack([evaluation.domains[domain].rewards_QG.mean(axis=1) for evaluation in evaluations])
+
+
+def final(runs: list[RunFolder]) -> list[Evaluation]:
+    return [evaluation_of(run) for run in runs]
+
+
+def done(run: RunFolder) -> dict[str, Any]:
+    """What the run spent and scored. An off-policy run's sequences are those its teachers wrote."""
+    facts: dict[str, Any] = json.loads((run.path / "done.json").read_text(encoding="utf-8"))
+    summary = run.path / "rollouts" / "summary.json"
+    if summary.is_file():
+        written = json.loads(summary.read_text(encoding="utf-8")).values()
+        facts["sequences"] = sum(domain["rollouts"] for domain in written)
+        facts["tokens"] = sum(domain["tokens"] for domain in written)
+    return facts
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An evaluation on the way: what had been spent by then, mean over seeds, and the evaluations, one per seed."""
+
+    spent: dict[str, float]
+    evaluations: list[Evaluation]
+
+
+def points(study: StudyFolder, arm: str) -> list[Point]:
+    """From the origin, where nothing has been spent, over the periodic evaluations of all seeds, to the end."""
+    runs, seeds = study.runs(arm), study.seeds_of(arm)
+    keys = ("sequences", "tokens", "seconds")
+    found = [Point(dict.fromkeys(keys, 0.0), final([study.seeds[seed].origin for seed in seeds]))]
+    rows = [{row["step"]: row for row in run.metrics} for run in runs]
+    for label in runs[0].evaluations:
+        step = eval_step(label)
+        if step is None or not all(label in run.evaluations and step in r for run, r in zip(runs, rows, strict=True)):
+            continue
+        if any((run.path / "rollouts").is_dir() for run in runs):
+            continue  # its sequences were all written before its first step
+        at = [row[step] for row in rows]
+        spent = {key: float(np.mean([row["time" if key == "seconds" else key] for row in at])) for key in keys}
+        found.append(Point(spent, [run.evaluations[label] for run in runs]))
+    spent = {key: float(np.mean([done(run)[key] for run in runs])) for key in keys}
+    return [*found, Point(spent, final(runs))]

@@ -1,0 +1,203 @@
+"""What the report of a study says: who wins, by how much, at what cost, and when."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from onepolicy.report import plots, study_plots
+from onepolicy.report import study_tables as tables
+from onepolicy.report.folders import RunFolder
+from onepolicy.report.intervals import Scores, arm_scores, difference, reached, scores_of
+from onepolicy.report.page import Page, Section, write
+from onepolicy.report.plots import Figure, Line, Panel
+from onepolicy.report.study import StudyFolder, final, points
+from onepolicy.report.tables import Table
+from onepolicy.types import Array
+
+HOW_TO_READ = (
+    "All arms start from the same origin with the same seed, see the same tasks, and answer the same held-out "
+    "questions. The normalised score says how much of an expert's gain an arm has: 0 is no better than the origin, 1 "
+    "as good as the expert. Norm is the mean over the domains, the range is max - min."
+    "\n\n"
+    "Brackets are 95% bootstrap intervals over seeds and questions together: every draw takes seeds with replacement "
+    "and questions with replacement, the same for origin, experts and all arms, so that differences are paired. With "
+    "few seeds such an interval is too narrow rather than too wide; with one it covers the questions alone. The range "
+    "is never negative, so its bracket leans upwards. Many arms are compared here: of twenty intervals that exclude "
+    "0, one does by chance."
+)
+
+
+def study_report(path: Path) -> tuple[Path, Path, Table]:
+    """Write report.md and report.html; also the main table."""
+    study = StudyFolder.read(path)
+    scores = {arm: arm_scores(study, arm) for arm in study.arms}
+    arms = tables.order(scores)
+    others = [arm for arm in arms if arm != study.reference]
+    main = tables.normalised_table(study, scores)
+    sections = [
+        Section("Scores", tables=[main], figures=_drawn(_norms(scores, arms), _domains(scores, arms))),
+        Section("How to read this", HOW_TO_READ),
+        _section(
+            "Differences",
+            tables.difference_table(study, {arm: difference(study, arm) for arm in others}),
+            _differences(study, others),
+        ),
+        _section("Every model", tables.raw_table(study, _models(study, scores, arms)), _interference(study, arms)),
+        _section("Seeds", tables.seeds_table(study, arms)),
+        Section(
+            "Cost and speed",
+            tables=_there(
+                tables.cost_table(study, arms),
+                tables.reached_table(study, {arm: reached(study, arm) for arm in arms}),
+            ),
+            figures=_drawn(_speed(study, arms)),
+        ),
+        Section("Co-evolution", figures=_drawn(*(_saw_tooth(study, arm) for arm in arms))),
+        _section("Who gets the tokens", tables.token_table(study, arms), *_token_shares(study, arms)),
+    ]
+    if study.missing:
+        absent = "Not finished, and left out: " + ", ".join(study.missing) + "."
+        sections.insert(0, Section("Missing runs", absent))
+    filled = [section for section in sections if section.text or section.tables or section.figures]
+    page = Page(str(study.facts["title"]), _facts(study), filled)
+    return *write(page, path), main
+
+
+def _facts(study: StudyFolder) -> list[tuple[str, str]]:
+    run = next(iter(study.seeds.values())).origin
+    versions = run.info.get("versions", {})
+    return [
+        ("arms", ", ".join(study.arms)),
+        ("domains", ", ".join(study.domains)),
+        ("seeds", ", ".join(map(str, study.seeds))),
+        ("budget of an arm", str(study.facts["budget"])),
+        ("reference arm", study.reference),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+    ]
+
+
+def _there(*tables: Table | None) -> list[Table]:
+    return [table for table in tables if table is not None]
+
+
+def _drawn(*figures: Figure | None) -> list[Figure]:
+    return [figure for figure in figures if figure is not None]
+
+
+def _section(title: str, table: Table | None, *figures: Figure | None) -> Section:
+    return Section(title, tables=_there(table), figures=_drawn(*figures))
+
+
+def _models(study: StudyFolder, scores: dict[str, Scores], arms: list[str]) -> dict[str, Scores]:
+    """Origin and experts before the arms."""
+    seeds = list(study.seeds)
+    models = {"origin": scores_of(study, final([runs.origin for runs in study.seeds.values()]), seeds)}
+    for domain in study.domains:
+        runs = [study.seeds[seed].experts[domain] for seed in seeds]
+        models[f"expert {domain}"] = scores_of(study, final(runs), seeds)
+    return models | {arm: scores[arm] for arm in arms}
+
+
+def _norms(scores: dict[str, Scores], arms: list[str]) -> Figure | None:
+    norms = {arm: {"Norm": norm} for arm in arms if (norm := scores[arm].normalised.norm)}
+    caption = "Norm with 95% intervals over seeds and questions; 0 is the origin, 1 the experts."
+    return study_plots.intervals("norm", caption, norms, "Norm (mean normalised score)", (0, 1))
+
+
+def _domains(scores: dict[str, Scores], arms: list[str]) -> Figure | None:
+    domains = {arm: scores[arm].normalised.domains for arm in arms if scores[arm].normalised.domains}
+    caption = "Normalised score of each domain with 95% intervals; 0 is the origin, 1 the domain's expert."
+    return study_plots.intervals("domains", caption, domains, "normalised score", (0, 1))
+
+
+def _differences(study: StudyFolder, others: list[str]) -> Figure | None:
+    groups = {}
+    for arm in others:
+        found = difference(study, arm)
+        if found is not None and found.norm is not None:
+            groups[arm] = {"Norm": found.norm}
+    caption = f"Norm minus that of {study.reference}, paired over seeds and questions, 95% intervals."
+    return study_plots.intervals("differences", caption, groups, f"Norm minus {study.reference}'s", (0,))
+
+
+def _speed(study: StudyFolder, arms: list[str]) -> Figure | None:
+    """Mean score over cumulative sequences: after the experts exist, and with what they cost."""
+    apart, included = [], []
+    for style, arm in enumerate(arms):
+        found = points(study, arm)
+        y = [100 * float(np.mean([list(e.means().values()) for e in point.evaluations])) for point in found]
+        x = [point.spent["sequences"] for point in found]
+        experts = tables.experts_cost(study, arm)["sequences"]
+        if x[-1] == 0:  # a merge: its end alone
+            x, y = x[-1:], y[-1:]
+        apart.append(Line(arm, np.array(x), np.array(y), style, window=1))
+        included.append(Line(arm, np.array(x) + experts, np.array(y), style, window=1))
+    ylabel = "mean score over domains, avg@n (%)"
+    panels = [Panel(ylabel, apart, "after the experts exist"), Panel(ylabel, included, "experts' sequences counted in")]
+    caption = "Held-out score against sequences written, mean over seeds. A marker alone is an arm without training."
+    return plots.curves("speed", caption, panels, "cumulative sequences")
+
+
+def _interference(study: StudyFolder, arms: list[str]) -> Figure:
+    """What training on one domain, or distilling all, does to every domain."""
+    rows: dict[str, list[tuple[RunFolder, RunFolder]]] = {}
+    for runs in study.seeds.values():
+        for domain, expert in runs.experts.items():
+            rows.setdefault(f"expert {domain}", []).append((expert, runs.origin))
+    for arm in arms:
+        rows[arm] = [(study.seeds[seed].arms[arm], study.seeds[seed].origin) for seed in study.seeds_of(arm)]
+    values_RC = np.array([[_change(pairs, domain) for domain in study.domains] for pairs in rows.values()])
+    labels = [name + _trained_on(pairs[0][0], study.domains) for name, pairs in rows.items()]
+    caption = "Score minus the origin's, per domain, in points, mean over seeds: off an expert's own domain, "
+    caption += "what its training does to the others."
+    return study_plots.heat_map("interference", caption, labels, study.domains, values_RC)
+
+
+def _change(pairs: list[tuple[RunFolder, RunFolder]], domain: str) -> float:
+    changes = [a.domains[domain].mean - b.domains[domain].mean for a, b in (final(list(pair)) for pair in pairs)]
+    return 100 * float(np.mean(changes))
+
+
+def _trained_on(run: RunFolder, domains: list[str]) -> str:
+    """For an arm that trains on some domains only; an expert's name says it."""
+    drawn = [domain for domain in domains if run.domain_share(domain)]
+    return "" if len(drawn) in (0, 1, len(domains)) else f" (on {', '.join(drawn)})"
+
+
+def _saw_tooth(study: StudyFolder, arm: str) -> Figure | None:
+    """Overlap and symmetric KL of CoPD's branches over the first seed's steps; distillation phases shaded."""
+    run = study.runs(arm)[0]
+    keys = sorted({key for row in run.metrics for key in row if key.startswith("overlap/")})
+    if not keys:
+        return None
+    pairs = [key.removeprefix("overlap/") for key in keys]
+    shaded = _phases(*run.curve("opd"))
+    panels = [
+        Panel(label, [Line(pair, *run.curve(f"{kind}/{pair}"), window=1) for pair in pairs], shaded=shaded)
+        for kind, label in (("overlap", "top-k overlap (share)"), ("symmetric_kl", "symmetric KL (nats per token)"))
+    ]
+    caption = f"{arm}, seed {study.seeds_of(arm)[0]}: how close its branches are (a<b: on a's own rollouts). Shaded: "
+    return plots.curves(f"overlap-{arm}", caption + "distillation phases.", panels, "step")
+
+
+def _phases(steps: Array, opd: Array) -> list[tuple[float, float]]:
+    """Stretches of steps in which branches teach one another."""
+    edges = np.flatnonzero(np.diff((opd > 0).astype(int), prepend=0, append=0)).reshape(-1, 2)
+    return [(float(steps[first]) - 0.5, float(steps[last - 1]) + 0.5) for first, last in edges]
+
+
+def _token_shares(study: StudyFolder, arms: list[str]) -> list[Figure]:
+    """The first seed's token share of each domain, an arm a panel; and the budget share, where it is logged."""
+    figures = []
+    for key, label in (("token_share", "share of tokens"), ("budget", "share of the update's budget")):
+        panels = []
+        for arm in arms:
+            run = study.runs(arm)[0]
+            lines = [Line(d, *run.curve(f"{key}/{d}"), style=n) for n, d in enumerate(study.domains)]
+            if sum(len(line.x) > 1 for line in lines) > 1:
+                panels.append(Panel(label, lines, arm))
+        caption = f"The {label} of each domain in each arm, first seed."
+        figures += _drawn(plots.curves(key.replace("_", "-"), caption, panels, "step"))
+    return figures

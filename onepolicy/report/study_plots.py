@@ -1,0 +1,81 @@
+"""The figures of a study that a single run has no need of: intervals of many arms, and what training does elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onepolicy.evaluation import Estimate
+from onepolicy.report import plots
+from onepolicy.report.plots import MARKERS, SERIES, Figure
+from onepolicy.types import Array
+
+DARK = 0.6  # of the colour range: beyond, the number is white
+
+
+def intervals(
+    name: str, caption: str, groups: Mapping[str, Mapping[str, Estimate]], xlabel: str, marks: Sequence[float]
+) -> Figure | None:
+    """Group (arm) → series (domain) → estimate: a row per arm, from the top, with a marker per series.
+
+    `marks` are values of the axis with a line. Infinite ends of an interval are drawn to the edge.
+    """
+    every = [estimate for by_series in groups.values() for estimate in by_series.values()]
+    if not every:
+        return None
+    series = list(dict.fromkeys(key for by_series in groups.values() for key in by_series))
+    with plots.style():
+        canvas = plots.new_canvas(height=0.9 + max(0.32, 0.13 * len(series)) * len(groups))
+        axes = canvas.subplots()
+        ends = [value for e in every for value in (e.value, e.low, e.high) if np.isfinite(value)] + list(marks)
+        low, high = min(ends), max(ends)
+        pad = 0.04 * (high - low)
+        for mark in marks:
+            axes.axvline(mark, color=plots.INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        for number, key in enumerate(series):
+            kept = [(row, by[key]) for row, by in enumerate(groups.values()) if key in by]
+            y = [row + 0.7 * ((number + 0.5) / len(series) - 0.5) for row, _ in kept]
+            x = np.array([estimate.value for _, estimate in kept])
+            lows = np.maximum(np.array([estimate.low for _, estimate in kept]), low - pad)
+            highs = np.minimum(np.array([estimate.high for _, estimate in kept]), high + pad)
+            axes.errorbar(
+                x,
+                y,
+                xerr=np.maximum(0, [x - lows, highs - x]),
+                fmt=MARKERS[number % len(MARKERS)],
+                color=SERIES[number % len(SERIES)],
+                capsize=2.5,
+                markersize=5,
+                linewidth=1.3,
+                label=key,
+            )
+        axes.set_yticks(range(len(groups)), list(groups))
+        axes.set(xlabel=xlabel, xlim=(low - 2 * pad, high + 2 * pad), ylim=(len(groups) - 0.4, -0.6))
+        axes.grid(visible=False, axis="y")
+        if len(series) > 1:
+            canvas.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6)
+        return Figure(name, caption, plots.to_svg(canvas, name))
+
+
+def heat_map(name: str, caption: str, rows: Sequence[str], columns: Sequence[str], values_RC: Array) -> Figure:
+    """Changes in points, around 0: orange is loss, purple gain (both read by colour-blind eyes); a number in each."""
+    from matplotlib import colormaps
+
+    extent = max(1.0, float(np.nanmax(np.abs(values_RC))))
+    with plots.style():
+        canvas = plots.new_canvas(height=1.2 + 0.36 * len(rows))
+        axes = canvas.subplots()
+        mesh = axes.pcolormesh(values_RC, cmap=colormaps["PuOr"], vmin=-extent, vmax=extent, linewidth=0.5)
+        for row, values_C in enumerate(values_RC):
+            for column, value in enumerate(values_C):
+                shade = "#ffffff" if abs(value) > DARK * extent else "#000000"
+                text = "-" if np.isnan(value) else f"{value:+.1f}"
+                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=shade)
+        axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+        axes.set(xlabel="evaluated domain", ylabel="trained model")
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        canvas.colorbar(mesh, ax=axes, label="change over the origin (points)")
+        return Figure(name, caption, plots.to_svg(canvas, name))
