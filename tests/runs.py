@@ -92,7 +92,7 @@ def same(one: Any, other: Any) -> bool:
 
 # Processes that are forked from one in which torch is imported already, but nothing has run: real ones, and quick.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["onepolicy.commands"])
+FORKS.set_forkserver_preload(["onepolicy.commands", "matplotlib.backends.backend_svg"])
 
 
 def forked(*arguments: str, stderr: str = os.devnull) -> Any:

@@ -31,7 +31,7 @@ from onepolicy.report import write_report
 from onepolicy.report.intervals import Draws, arm_scores, difference, reached
 from onepolicy.report.study import StudyFolder, means_SQ
 from onepolicy.report.study_page import _phases
-from tests.runs import FORKS, _command_line, run_of, weights
+from tests.runs import FORKS, _command_line, run_of, same, weights
 
 SMOKE = Path(__file__).parent.parent / "studies" / "smoke.yaml"
 
@@ -42,7 +42,7 @@ class Fork:
     def __init__(self, job: Job) -> None:
         job.output.parent.mkdir(parents=True, exist_ok=True)
         file = job.output.with_name(f"{job.output.name}.yaml")
-        file.write_text(yaml.safe_dump(job.config.model_dump(mode="json")))
+        file.write_text(yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False))
         self.process = FORKS.Process(target=_command_line, args=(str(job.log), ("run", str(file))))
         self.process.start()
 
@@ -95,10 +95,10 @@ def test_runs_of_a_plan_are_ordinary_configurations(tmp_path):
     assert len(runs) == 14
     expert, mopd = runs["seed-1/experts/sort"], runs["seed-1/arms/mopd"]
     assert expert.after == ("seed-1/origin",) and expert.config.seed == 1
-    assert {name: domain.share for name, domain in expert.config.domains.items()} == {"sort": 1, "expand": 0}
+    assert {name: domain.share for name, domain in expert.config.domains.items()} == {"sort": 1, "count": 0}
     assert expert.config.model.path == str(tmp_path / "seed-1/origin/model")
     assert expert.config.rollout.max_new_tokens == 8  # common
-    assert upstream(runs, mopd.name) == ["seed-1/origin", "seed-1/experts/sort", "seed-1/experts/expand"]
+    assert upstream(runs, mopd.name) == ["seed-1/origin", "seed-1/experts/sort", "seed-1/experts/count"]
     assert mopd.config.teachers["sort"].model.path == str(tmp_path / "seed-1/experts/sort/model")
     assert runs["seed-1/arms/copd"].after == ("seed-1/origin",)
     assert facts(study, list(runs.values()))["reads"]["mix_rl"] == []
@@ -110,7 +110,7 @@ def test_a_budget_sets_steps_by_each_rule(tmp_path):
         "offpolicy": {"recipe": "offpolicy", "batch_size": 32},
         "twice": {"recipe": "mopd", "rollout": {"prompts": 64}, "budget": 2},
     }
-    lengths = {"sort": 3, "expand": 5}  # 4 tokens a sequence where shares are equal
+    lengths = {"sort": 3, "count": 5}  # 4 tokens a sequence where shares are equal
     wanted = {
         "sequences": {"mopd": 2, "mix_rl": 2, "copd": 2, "cascade": 2, "offpolicy": 4, "twice": 4},
         "updates": {"mopd": 8, "mix_rl": 8, "copd": 4, "cascade": 4, "offpolicy": 8, "twice": 16},
@@ -124,7 +124,7 @@ def test_a_budget_sets_steps_by_each_rule(tmp_path):
         assert {name: runs[name].steps for name in steps} == steps, rule
         assert runs["offpolicy"].rollouts_per_domain == 32 * steps["offpolicy"] // 2
         assert total_cost(runs["mopd"], study.budget) == amounts[rule]
-    assert step_cost(runs["copd"], 1).sequences == {"sort": 40, "expand": 40}
+    assert step_cost(runs["copd"], 1).sequences == {"sort": 40, "count": 40}
 
 
 def test_experts_can_be_paid_from_the_budget(tmp_path):
@@ -142,7 +142,8 @@ def test_references_chain_arms_and_name_branches(tmp_path):
         "second": {
             "recipe": "mopd",
             "model": "$arms.mopd",
-            "teachers": {"sort": "$arms.copd.sort", "expand": "$origin"},
+            "rollout": {"prompts": 64},
+            "teachers": {"sort": "$arms.copd.sort", "count": "$origin"},
         }
     }
     runs = {run.name: run for run in plan(study_of(tmp_path, arms=arms, seeds=[3]))}
@@ -156,7 +157,7 @@ def test_what_is_given_is_copied_once_and_read_where_it_lies(tmp_path):
     runs = {run.name: run for run in plan(study_of(tmp_path, **changes))}
     assert [name for name in runs if not name.startswith("seed")] == ["given/origin", "given/sort"]
     assert runs["given/sort"].config.base.path == "models/sort"
-    assert runs["seed-1/experts/expand"].config.model.path == "models/sft"
+    assert runs["seed-1/experts/count"].config.model.path == "models/sft"
     assert runs["seed-1/arms/mopd"].config.teachers["sort"].model.path == "models/sort"
     assert runs["seed-1/arms/merge"].config.base.path == "models/sft"
 
@@ -165,13 +166,13 @@ def test_all_faults_of_a_study_are_told_at_once(tmp_path):
     arms = study_of(tmp_path).arms | {
         "typo": {"recipe": "mix_rl", "rolout": {"n": 4}},
         "steps": {"recipe": "mix_rl", "steps": 3},
-        "seed": {"recipe": "mix_rl", "seed": 3},
+        "seed": {"recipe": "mix_rl", "seed": 3, "rollout": {"prompts": 8}},
         "early": {"recipe": "mopd", "model": "$arms.last"},
         "what": {"recipe": "mopt"},
         "half": {"recipe": "mopd", "budget": "half"},
         "last": {"recipe": "mopd", "model": "$expert.sort"},
     }
-    faults = faults_of(tmp_path, arms=arms, common={})
+    faults = faults_of(tmp_path, arms=arms)
     assert len(faults) == 7
     for part in (
         "arms.typo.rolout: unknown key: did you mean 'rollout'?",
@@ -193,7 +194,7 @@ def test_all_faults_of_a_study_are_told_at_once(tmp_path):
         ({"experts": {"each": {"srot": {}}}}, "experts.each names 'srot': did you mean 'sort'?"),
         ({"common": {"optin": {}}}, "common.optin: did you mean 'optim'?"),
         ({"budget": {"rule": "tokens", "amount": 5}}, "`lengths`"),
-        ({"budget": {"rule": "tokens", "amount": 5, "lengths": {"sort": 3}}}, "has none for expand"),
+        ({"budget": {"rule": "tokens", "amount": 5, "lengths": {"sort": 3}}}, "has none for count"),
         ({"budget": {"rule": "time", "amount": 5}}, "budget.rule"),
         ({"paralel": 2}, "did you mean 'parallel'?"),
         ({"arms": {"a/b": {}, "mopd": {}}}, "no name for an arm"),
@@ -417,7 +418,7 @@ def test_distillation_phases_are_stretches_of_steps():
 # end to end
 
 
-def test_a_study_runs_reports_goes_on_and_survives_a_failing_arm(tmp_path, forked):
+def test_a_study_runs_reports_goes_on_and_survives_a_failing_arm(tmp_path, forked, capsys):
     study = study_of(tmp_path / "study")
     runs = plan(study)
     assert comparing.compare(study, runs)
@@ -443,21 +444,22 @@ def test_a_study_runs_reports_goes_on_and_survives_a_failing_arm(tmp_path, forke
     for figure in ("interference", "speed", "overlap-copd", "token-share"):
         assert (study.output / "figures" / f"{figure}.svg").read_text().startswith("<?xml")
 
-    # again: nothing to do; without its mark, one arm alone; a bad arm loses nothing
+    # again, one arm without its mark and a bad one: only these run, and nothing is lost
     forked.clear()
-    assert comparing.compare(study, plan(study)) and forked == []
-    before = weights(study.output / "seed-1/arms/mix_rl")
-    (study.output / "seed-1/arms/mix_rl/done.json").unlink()
-    assert comparing.compare(study, plan(study)) and forked == ["seed-1/arms/mix_rl"]
-    after = weights(study.output / "seed-1/arms/mix_rl")
-    assert all((before[name] == after[name]).all() for name in before)
-
-    forked.clear()
-    broken = {"bad": {"recipe": "mopd", "teachers": {"sort": "$experts.sort", "expand": "nowhere"}}}
-    broken |= {"after": {"recipe": "mix_rl", "model": "$arms.bad", "rollout": {"prompts": 8, "n": 4}}}
-    worse = study_of(tmp_path / "study", arms=study.arms | broken, seeds=[0], common=study.common)
+    before = weights(study.output / "seed-0/arms/mix_rl")
+    (study.output / "seed-0/arms/mix_rl/done.json").unlink()
+    small = {"rollout": {"prompts": 8, "n": 4}}
+    broken = {
+        "bad": {"recipe": "mopd", "teachers": {"sort": "$experts.sort", "count": "nowhere"}, **small},
+        "after": {"recipe": "mix_rl", "model": "$arms.bad", **small},
+    }
+    worse = study_of(tmp_path / "study", arms=study.arms | broken, seeds=[0])
     assert not comparing.compare(worse, plan(worse))
-    assert forked == ["seed-0/arms/bad"]
+    assert forked == ["seed-0/arms/mix_rl", "seed-0/arms/bad"]
+    assert same(before, weights(study.output / "seed-0/arms/mix_rl"))
+    printed = capsys.readouterr().out
+    assert "failed  seed-0/arms/bad: error: " in printed and "nowhere" in printed
+    assert "failed  seed-0/arms/after: not run: seed-0/arms/bad failed" in printed
     report = (study.output / "report.md").read_text()
     assert "Missing runs" in report and "seed-0/arms/after" in report and "mix\\_rl" in report
 
