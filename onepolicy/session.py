@@ -118,11 +118,16 @@ class Session:
             self._written[:] = 0
             yield step
             done = step + 1
-            if config.eval.every and done % config.eval.every == 0 and done < config.steps:
+            if self.is_evaluated(done):
                 for name, policy in self.policies.items():
                     self.evaluate(f"step-{done}", policy, self.home(name))
             if done % config.checkpoint.every == 0 or done == config.steps:
                 self._save(done)
+
+    def is_evaluated(self, done: int) -> bool:
+        """Whether there is an evaluation after so many steps; that of the end is made by `finish`."""
+        every = self.config.eval.every
+        return every > 0 and done % every == 0 and done < self.config.steps
 
     def rollout(
         self, tasks: Sequence[Task], n: int, step: int, draw: int = 0, policy: Policy | None = None

@@ -29,7 +29,7 @@ from onepolicy.evaluation import DomainScore, Evaluation, Question
 from onepolicy.jobs import Job, run_jobs
 from onepolicy.report import write_report
 from onepolicy.report.intervals import Draws, arm_scores, difference, reached
-from onepolicy.report.study import StudyFolder, means_SQ
+from onepolicy.report.study import StudyFolder, means_SQ, points
 from onepolicy.report.study_page import _phases
 from tests.runs import FORKS, _command_line, run_of, same, weights
 
@@ -441,6 +441,9 @@ def test_a_study_runs_reports_goes_on_and_survives_a_failing_arm(tmp_path, forke
         assert done["sequences"] == spent, arm
     costs = {row[0].replace("\\", ""): row for row in _table(raw, "Cost and speed")}
     assert costs["mopd"][5] == "128" and costs["mix_rl"][5] == "0"  # the experts' sequences: read, or not
+    assert {"copd: branch sort", "copd: branch count"} <= {row[0] for row in _table(raw, "Every model")}
+    points_of_copd = points(StudyFolder.read(study.output), "copd")  # its merge is evaluated on the way
+    assert [point.spent["sequences"] for point in points_of_copd] == [0, 48, 128]
     for figure in ("interference", "speed", "overlap-copd", "token-share"):
         assert (study.output / "figures" / f"{figure}.svg").read_text().startswith("<?xml")
 

@@ -3,7 +3,7 @@
     for each cycle:  rl_steps   of GRPO, every branch on its own domain
                      opd_steps  in which each branch also answers its peers' prompts, and the peer scores every token:
                                 Â_t = β_k [ log π_j(y_t) − log π_k(y_t) ], in one update with its own GRPO samples
-    at the end:      θ* = merge(θ_0, θ_1 … θ_K)
+    at the end:      θ* = merge(θ_0, θ_1 … θ_K), which is also what is evaluated on the way, beside the branches
 
 Peers are live by default: all rollouts and scores of a step come before any update. With one branch this is `rlvr`,
 and with opd_steps 0 it is `rlvr` per domain and a merge, bit for bit.
@@ -52,6 +52,8 @@ def copd(config: CopdConfig) -> None:
             for name, policy in session.policies.items():
                 row |= labelled(policy.learner.step(samples[name]), name)
             session.log(step, [s for mine in samples.values() for s in mine if s.teacher is None], row)
+            if session.is_evaluated(step + 1) and len(branches) > 1 and config.merge.method != "none":
+                session.evaluate(f"step-{step + 1}", merged(list(session.policies.values()), config.merge))
         finish(session, config)
 
 

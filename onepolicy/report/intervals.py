@@ -57,6 +57,7 @@ class Scores:
     norm_B and range_B are the draws of Norm and range, None where a domain has no normalised score.
     """
 
+    seeds: list[int]
     raw: dict[str, float]
     raw_B: dict[str, Array]
     kept: dict[str, float]
@@ -105,7 +106,7 @@ def scores_of(study: StudyFolder, evaluations: list[Evaluation], seeds: list[int
             kept[domain], kept_B[domain] = recovered(values_3SQ.mean(axis=(1, 2)), scores_3B)
         except NoGainError as error:
             excluded[domain] = str(error)
-    return Scores(raw, raw_B, kept, kept_B, summed_up(kept, kept_B, excluded))
+    return Scores(seeds, raw, raw_B, kept, kept_B, summed_up(kept, kept_B, excluded))
 
 
 def arm_scores(study: StudyFolder, arm: str, seeds: list[int] | None = None) -> Scores:

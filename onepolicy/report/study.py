@@ -80,6 +80,21 @@ class StudyFolder:
         return [self.seeds[seed].arms[arm] for seed in self.seeds_of(arm)]
 
 
+def parts(study: StudyFolder, arm: str) -> dict[str, list[Evaluation]]:
+    """What an arm was evaluated as besides its result: copd's branches, a cascade's stages, the lambdas of a sweep.
+
+    Name → an evaluation per seed of the arm; only what all of these have.
+    """
+    by_seed: list[dict[str, Evaluation]] = []
+    for run in study.runs(arm):
+        named = {label: e for label, e in run.evaluations.items() if label != "final" and eval_step(label) is None}
+        for branch in sorted((run.path / "branches").glob("*/eval/final.json")):
+            name = f"branch {branch.parent.parent.name}"
+            named[name] = Evaluation.from_json(branch.read_text(encoding="utf-8"))
+        by_seed.append(named)
+    return {name: [one[name] for one in by_seed] for name in by_seed[0] if all(name in one for one in by_seed)}
+
+
 def _is_done(run: Path) -> bool:
     return (run / "done.json").is_file() and (run / "eval" / "final.json").is_file()
 

@@ -8,11 +8,10 @@ import numpy as np
 
 from onepolicy.report import plots, study_plots
 from onepolicy.report import study_tables as tables
-from onepolicy.report.folders import RunFolder
 from onepolicy.report.intervals import Scores, arm_scores, difference, reached, scores_of
 from onepolicy.report.page import Page, Section, write
 from onepolicy.report.plots import Figure, Line, Panel
-from onepolicy.report.study import StudyFolder, final, points
+from onepolicy.report.study import StudyFolder, final, parts, points
 from onepolicy.report.tables import Table
 from onepolicy.types import Array
 
@@ -35,7 +34,7 @@ def study_report(path: Path) -> tuple[Path, Path, Table]:
     scores = {arm: arm_scores(study, arm) for arm in study.arms}
     arms = tables.order(scores)
     others = [arm for arm in arms if arm != study.reference]
-    main = tables.normalised_table(study, scores)
+    main, models = tables.normalised_table(study, scores), _models(study, scores, arms)
     sections = [
         Section("Scores", tables=[main], figures=_drawn(_norms(scores, arms), _domains(scores, arms))),
         Section("How to read this", HOW_TO_READ),
@@ -44,7 +43,7 @@ def study_report(path: Path) -> tuple[Path, Path, Table]:
             tables.difference_table(study, {arm: difference(study, arm) for arm in others}),
             _differences(study, others),
         ),
-        _section("Every model", tables.raw_table(study, _models(study, scores, arms)), _interference(study, arms)),
+        _section("Every model", tables.raw_table(study, models), _interference(study, models)),
         _section("Seeds", tables.seeds_table(study, arms)),
         Section(
             "Cost and speed",
@@ -91,13 +90,17 @@ def _section(title: str, table: Table | None, *figures: Figure | None) -> Sectio
 
 
 def _models(study: StudyFolder, scores: dict[str, Scores], arms: list[str]) -> dict[str, Scores]:
-    """Origin and experts before the arms."""
+    """Origin and experts before the arms; after an arm, its parts."""
     seeds = list(study.seeds)
     models = {"origin": scores_of(study, final([runs.origin for runs in study.seeds.values()]), seeds)}
     for domain in study.domains:
         runs = [study.seeds[seed].experts[domain] for seed in seeds]
         models[f"expert {domain}"] = scores_of(study, final(runs), seeds)
-    return models | {arm: scores[arm] for arm in arms}
+    for arm in arms:
+        models[arm] = scores[arm]
+        for name, evaluations in parts(study, arm).items():
+            models[f"{arm}: {name}"] = scores_of(study, evaluations, study.seeds_of(arm))
+    return models
 
 
 def _norms(scores: dict[str, Scores], arms: list[str]) -> Figure | None:
@@ -134,36 +137,22 @@ def _speed(study: StudyFolder, arms: list[str]) -> Figure | None:
             x, y = x[-1:], y[-1:]
         apart.append(Line(arm, np.array(x), np.array(y), style, window=1))
         included.append(Line(arm, np.array(x) + experts, np.array(y), style, window=1))
-    ylabel = "mean score over domains, avg@n (%)"
+    ylabel = "mean score, avg@n (%)"
     panels = [Panel(ylabel, apart, "after the experts exist"), Panel(ylabel, included, "experts' sequences counted in")]
     caption = "Held-out score against sequences written, mean over seeds. A marker alone is an arm without training."
     return plots.curves("speed", caption, panels, "cumulative sequences")
 
 
-def _interference(study: StudyFolder, arms: list[str]) -> Figure:
+def _interference(study: StudyFolder, models: dict[str, Scores]) -> Figure:
     """What training on one domain, or distilling all, does to every domain."""
-    rows: dict[str, list[tuple[RunFolder, RunFolder]]] = {}
-    for runs in study.seeds.values():
-        for domain, expert in runs.experts.items():
-            rows.setdefault(f"expert {domain}", []).append((expert, runs.origin))
-    for arm in arms:
-        rows[arm] = [(study.seeds[seed].arms[arm], study.seeds[seed].origin) for seed in study.seeds_of(arm)]
-    values_RC = np.array([[_change(pairs, domain) for domain in study.domains] for pairs in rows.values()])
-    labels = [name + _trained_on(pairs[0][0], study.domains) for name, pairs in rows.items()]
-    caption = "Score minus the origin's, per domain, in points, mean over seeds: off an expert's own domain, "
-    caption += "what its training does to the others."
-    return study_plots.heat_map("interference", caption, labels, study.domains, values_RC)
-
-
-def _change(pairs: list[tuple[RunFolder, RunFolder]], domain: str) -> float:
-    changes = [a.domains[domain].mean - b.domains[domain].mean for a, b in (final(list(pair)) for pair in pairs)]
-    return 100 * float(np.mean(changes))
-
-
-def _trained_on(run: RunFolder, domains: list[str]) -> str:
-    """For an arm that trains on some domains only; an expert's name says it."""
-    drawn = [domain for domain in domains if run.domain_share(domain)]
-    return "" if len(drawn) in (0, 1, len(domains)) else f" (on {', '.join(drawn)})"
+    rows: dict[str, list[float]] = {}
+    for name, scores in models.items():
+        origin = scores_of(study, final([study.seeds[seed].origin for seed in scores.seeds]), scores.seeds)
+        rows[name] = [100 * (scores.raw[domain] - origin.raw[domain]) for domain in study.domains]
+    del rows["origin"]
+    caption = "Score minus the origin's, per domain, in points, mean over seeds: off an expert's own domain, what its "
+    caption += "training does to the others; for an arm, what integration does; below it, its branches or stages."
+    return study_plots.heat_map("interference", caption, list(rows), study.domains, np.array(list(rows.values())))
 
 
 def _saw_tooth(study: StudyFolder, arm: str) -> Figure | None:
