@@ -85,6 +85,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int, console: Console) -> dict[str, 
                         if code == 0:
                             finished.add(name)
                             bars.finished(job)
+                        elif in_use(job.output):  # that other process was about to start when ours did
+                            waiting.append(job)
                         else:
                             failed[name] = f"{last_line(job.log)} (exit code {code}, see {job.log})"
                             bars.failed(job, failed[name])

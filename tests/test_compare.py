@@ -284,6 +284,24 @@ def test_a_job_waits_until_nobody_else_writes_its_folder(tmp_path, fakes):
     assert time.monotonic() - began > 0.25
 
 
+def test_a_job_that_finds_its_folder_taken_waits_for_that(tmp_path, monkeypatch):
+    log: list[str] = []
+    taken = job(tmp_path, "taken")
+
+    def start(job: Job) -> Fake:
+        if not log:  # refused: another process came first, which will end later
+            job.output.mkdir()
+            lock = (job.output / ".lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            threading.Timer(0.2, lock.close).start()
+        return Fake(job, 0 if log else 2, log)
+
+    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(jobs, "POLL", 0.001)
+    assert run_jobs([taken], 1, Console()) == {}
+    assert log == ["taken", "taken ended", "taken", "taken ended"]
+
+
 def test_what_runs_is_ended_when_the_study_is(tmp_path, fakes, monkeypatch):
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt

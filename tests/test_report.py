@@ -262,7 +262,7 @@ def test_a_killed_and_resumed_run_counts_each_step_once(pipeline: Path) -> None:
 def test_write_report_tells_runs_from_pipelines_and_names_what_is_missing(pipeline: Path, tmp_path: Path) -> None:
     assert write_report(str(pipeline / "sft")).html == pipeline / "sft" / "report.html"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no config\.yaml\) nor a pipeline \(it has no pipeline\.json"):
+    with pytest.raises(ValueError, match=r"no config\.yaml\), no pipeline \(no pipeline\.json\) and no study"):
         write_report(tmp_path / "empty")
     with pytest.raises(ValueError, match="is no folder"):
         write_report(tmp_path / "nowhere")

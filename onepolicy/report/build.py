@@ -57,7 +57,7 @@ def write_report(folder: str | Path) -> Report:
         return Report(*study_report(folder))
     if not (folder / "config.yaml").is_file():
         raise ValueError(
-            f"{folder} is neither a run (it has no config.yaml) nor a pipeline (pipeline.json) or a study (study.json)"
+            f"{folder} is no run (it has no config.yaml), no pipeline (no pipeline.json) and no study (no study.json)"
         )
     return run_report(folder)
 
