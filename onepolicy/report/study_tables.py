@@ -93,7 +93,7 @@ def cost_table(study: StudyFolder, arms: Sequence[str]) -> Table:
         rows.append(
             [
                 arm,
-                f"{own['steps']:,.0f}",
+                f"{max((run.metrics[-1]['step'] for run in study.runs(arm) if run.metrics), default=0):,}",
                 *(f"{own[key]:,.0f}" for key in ("sequences", "tokens")),
                 duration(own["seconds"]),
                 *(f"{experts[key]:,.0f}" for key in ("sequences", "tokens")),
@@ -112,7 +112,7 @@ def cost_table(study: StudyFolder, arms: Sequence[str]) -> Table:
 def spent(runs: Sequence[RunFolder]) -> dict[str, float]:
     """The mean over seeds."""
     facts = [done(run) for run in runs]
-    return {key: float(np.mean([fact[key] for fact in facts])) for key in ("steps", *COSTS)}
+    return {key: float(np.mean([fact[key] for fact in facts])) for key in COSTS}
 
 
 def experts_cost(study: StudyFolder, arm: str) -> dict[str, float]:
