@@ -12,7 +12,9 @@
       second: {recipe: mopd, model: $arms.mopd}                        # also $origin, $experts.sort, $arms.copd.sort
 
 An arm is a run's configuration without what the study gives: seed, output, domains, where it starts ($origin), who
-teaches it (the experts). `plan.py` makes the runs.
+teaches it (the experts). `plan.py` makes the runs. Careful: `common` beats a recipe's own defaults, so that
+common.rollout.n would be mopd's too. For differences to another arm, run again with reference_arm=copd: nothing is
+retrained.
 """
 
 from __future__ import annotations
