@@ -5,7 +5,7 @@ import json
 import pytest
 
 from onepolicy.config import ConfigError, DomainConfig, TasksConfig
-from onepolicy.tasks import build_source
+from onepolicy.tasks import build_eval_source, build_source
 from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import Domain
 from onepolicy.tasks.records import exact, number
@@ -197,3 +197,20 @@ def test_a_split_is_asked_for_where_there_are_some_and_refused_where_there_are_n
     for write in (jsonl, saved):
         with pytest.raises(ValueError, match="has no splits: remove split 'train'"):
             source(**write(tmp_path), split="train").draw(0)
+
+
+def test_a_dataset_repository_is_read_by_split(tmp_path, monkeypatch):
+    """`hub` takes whatever datasets.load_dataset takes: here a repository's folder as it is laid out on the hub."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    write_jsonl(repository, ROWS[:8], "train.jsonl")
+    write_jsonl(repository, ROWS[8:], "test.jsonl")
+    config = TasksConfig(kind="records", hub=str(repository), split="train", eval_split="test")
+
+    train = build_source("r", config, 0)
+
+    assert sorted(prompts(train, range(8))) == [f"{i}+1?" for i in range(8)]
+    assert sorted(prompts(build_eval_source("r", config), range(2))) == ["8+1?", "9+1?"]
