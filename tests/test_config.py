@@ -385,6 +385,6 @@ def test_the_example_of_the_readme_is_a_valid_run() -> None:
     config = parse_run(read_yaml(example, "README.md"))
 
     assert isinstance(config, MopdConfig)
-    assert config.routes == {"math": "math", "code": "code", "logic": "code"}
+    assert config.routes == {"math": "math", "extract": "text", "logic": "text"}
     assert config.optim.learning_rate == 3e-6
     assert len(example.splitlines()) <= 20
