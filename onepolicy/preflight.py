@@ -108,8 +108,9 @@ def _report(
     if gap.reverse_kl > config.warn_reverse_kl:
         warnings.append(
             f"teacher {name!r} is {gap.reverse_kl:.3f} nats a token away from the student in {domain!r} "
-            f"(warn above {config.warn_reverse_kl}): same-origin teachers start near .04, foreign ones near .19 and "
-            "are absorbed badly; warm the student up on its rollouts first"
+            f"(warn above {config.warn_reverse_kl}). In MOPD's runs teachers of the student's origin start near .04, "
+            "foreign ones near .19 and are absorbed badly. If it is one of those, warm the student up on its rollouts; "
+            "if it has only come far from your origin, raise check.warn_reverse_kl"
         )
     if gap.overlap < config.warn_overlap:
         warnings.append(
