@@ -25,7 +25,7 @@ from torch import Tensor
 
 from onepolicy import merging
 from onepolicy.config import MergeConfig, ModelConfig
-from onepolicy.models import load_tokenizer
+from onepolicy.models import differing_tokens, load_tokenizer
 from onepolicy.runfolder import sha256
 from onepolicy.teachers import checkpoint_folder, weight_files
 
@@ -207,8 +207,7 @@ def _same_architecture(base: Checkpoint, model: Checkpoint) -> None:
 def _same_tokenizer(base: Checkpoint, model: Checkpoint) -> None:
     """Another chat template is only warned of: the merged model gets the base's."""
     ours, theirs = base.tokenizer.get_vocab(), model.tokenizer.get_vocab()
-    differing = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
-    if differing:
+    if differing := differing_tokens(base.tokenizer, model.tokenizer):
         token = differing[0]
         raise ValueError(
             f"model {model.name!r} has another tokenizer than the base: {len(differing)} tokens differ, for example "

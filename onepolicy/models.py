@@ -49,6 +49,12 @@ def load_model(
     return model, tokenizer
 
 
+def differing_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[str]:
+    """The tokens that only one of two tokenizers has, or that they number differently."""
+    one, other = ours.get_vocab(), theirs.get_vocab()
+    return sorted(token for token in {*one, *other} if one.get(token) != other.get(token))
+
+
 def _mend(model: PreTrainedModel) -> None:
     """Hub models ship a temperature without do_sample, which transformers 5.17 refuses to save, at the end of a run."""
     try:

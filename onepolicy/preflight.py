@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrain
 from onepolicy.config import CheckConfig, ModelConfig
 from onepolicy.diagnostics import policy_gap
 from onepolicy.engines.text import Renderer
-from onepolicy.models import load_tokenizer
+from onepolicy.models import differing_tokens, load_tokenizer
 from onepolicy.runfolder import write_atomic
 from onepolicy.types import TokenScores, Want
 
@@ -50,7 +49,7 @@ def check_identity(
 ) -> None:
     """Raises ValueError when the teacher does not read and write the student's tokens."""
     theirs = load_tokenizer(teacher)
-    _same_tokens(name, tokenizer.get_vocab(), theirs.get_vocab())
+    _same_tokens(name, tokenizer, theirs)
     model_config = AutoConfig.from_pretrained(teacher.path, revision=teacher.revision)
     rows = model_config.get_text_config().vocab_size
     if rows < len(tokenizer):
@@ -122,10 +121,9 @@ def _report(
     )
 
 
-def _same_tokens(name: str, ours: Mapping[str, int], theirs: Mapping[str, int]) -> None:
-    differing = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
-    if differing:
-        token = differing[0]
+def _same_tokens(name: str, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    if differing := differing_tokens(student, teacher):
+        token, ours, theirs = differing[0], student.get_vocab(), teacher.get_vocab()
         raise ValueError(
             f"teacher {name!r} has another tokenizer: {len(differing)} tokens differ, for example {token!r} is "
             f"{ours.get(token, 'absent')} in the student and {theirs.get(token, 'absent')} in the teacher; "
