@@ -39,6 +39,20 @@ class Limits:
     output_mib: float = 1.0
 
 
+@dataclass(frozen=True)
+class Tests:
+    """Python code with assertions about a program.
+
+    `setup` runs before it. `names` are the program's functions and classes that either of them uses, above what
+    `setup` may define under such a name. `data`, plain JSON, is there as `data`.
+    """
+
+    code: tuple[str, ...]
+    setup: str = ""
+    names: tuple[str, ...] = ()
+    data: Any = None
+
+
 Status = Literal["ok", "failed", "killed", "late", "output", "broken"]
 
 
@@ -102,24 +116,15 @@ class Sandbox:
         with Files(program=payload, stdin=_bytes(stdin), stdout=b"", stderr=b"") as open_files:
             return _outcome(self._ask(limits, open_files), limits, open_files)
 
-    def test(
-        self,
-        source: str,
-        tests: Sequence[str],
-        setup: str = "",
-        names: Sequence[str] = (),
-        keep_going: bool = False,
-        limits: Limits | None = None,
-    ) -> Verdict:
-        """Run tests, Python code with assertions, on a program that is loaded in another process (`inside/judge.py`).
+    def test(self, source: str, tests: Tests, *, keep_going: bool = False, limits: Limits | None = None) -> Verdict:
+        """Run tests on a program that is loaded in another process (`inside/judge.py`).
 
-        `setup` runs before them. `names` are the program's functions and classes that the tests use. All tests
-        together have the limits of one program. Without `keep_going`, the first failure is the last.
+        All tests together have the limits of one program. Without `keep_going`, the first failure is the last.
         Raises SandboxError when no slot can be started.
         """
         limits = limits or self.limits
         payload = _json({"source": source, "files": {}})
-        judge = _json({"setup": setup, "tests": list(tests), "names": list(names), "keep_going": keep_going})
+        judge = _json({**asdict(tests), "keep_going": keep_going})
         with Files(program=payload, stdin=b"", stdout=b"", stderr=b"", tests=judge, verdict=b"") as files:
             return _verdict(_outcome(self._ask(limits, files), limits, files), files.read("verdict", MAX_VERDICT))
 

@@ -134,10 +134,7 @@ class Report:
 
 
 def judge(tests: Mapping[str, Any], line: Line, verdict: int) -> None:
-    """Run the tests {setup, names, tests, keep_going} against the program behind `line`; report into `verdict`.
-
-    `names` of the program are defined for the tests, above what `setup` defines under such a name.
-    """
+    """Run `pool.Tests`, as a mapping with `keep_going`, against the program behind `line`; report into `verdict`."""
     report = Report(verdict, tests["keep_going"])
     with contextlib.suppress(_Stop):
         _judge(tests, line, report)
@@ -146,7 +143,7 @@ def judge(tests: Mapping[str, Any], line: Line, verdict: int) -> None:
 
 def _judge(tests: Mapping[str, Any], line: Line, report: Report) -> None:
     counted, codes = _Counted(), []
-    for text in tests["tests"]:
+    for text in tests["code"]:
         tree = counted.visit(ast.parse(text))
         codes.append(compile(tree, "tests.py", "exec"))
     setup = compile(counted.visit(ast.parse(tests["setup"])), "setup.py", "exec")
@@ -158,6 +155,7 @@ def _judge(tests: Mapping[str, Any], line: Line, report: Report) -> None:
         report.say(failed=f"the program does not load: {type(error).__name__}: {error}")
         return
     world: dict[str, Any] = {"__name__": "tests", "__passed__": report.passed, "__failed__": report.failed}
+    world["data"] = tests["data"]
     theirs = {name: Remote(line, name) for name in tests["names"]}
     world.update(theirs)
     try:
