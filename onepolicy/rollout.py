@@ -2,6 +2,10 @@
 
 A finished sample goes to the grading process at once, while the others are still being written; what comes back is in
 the order of the tasks. A rollout that failed is data, not a crash: finish "error", reward 0, the engine's reason.
+
+Where tasks have an environment, a sample is an episode: all that are under way write a turn in one batch, and each goes
+to its environment as soon as that has ended. The next turn waits for the slowest answer, so that what shares a batch,
+and with it the rounding of every number, is the same in every run.
 """
 
 from __future__ import annotations
@@ -23,16 +27,28 @@ def rollout(
     """n graded samples of every task, ordered by task, then rollout."""
     samples = []
     for sample in engine.generate(tasks, n, sampling, seed=seed, version=version):
-        if sample.finish == "error":
-            sample.reward = 0.0
-        else:
-            grader.submit([sample])
+        _submit(grader, sample)
         samples.append(sample)
-    grader.collect()
+    play_on(engine, grader, sampling, seed=seed)
     samples.sort(key=lambda sample: (sample.group, sample.index))
     if len(samples) != len(tasks) * n:
         raise ValueError(f"the engine owed {len(tasks)} × {n} samples and gave {len(samples)}")
     return samples
+
+
+def play_on(engine: Engine, grader: Grader, sampling: Sampling, *, seed: int) -> None:
+    """Wait for the rewards of what was submitted. Episodes that go on get further turns until they have theirs too."""
+    while waiting := [sample for sample in grader.collect() if sample.reward is None]:
+        waiting.sort(key=lambda sample: (sample.group, sample.index))
+        for sample in engine.resume(waiting, sampling, seed=seed):
+            _submit(grader, sample)
+
+
+def _submit(grader: Grader, sample: Sample) -> None:
+    if sample.finish == "error":
+        sample.reward = 0.0
+    else:
+        grader.submit([sample])
 
 
 def groups_of(samples: Sequence[Sample]) -> list[list[Sample]]:

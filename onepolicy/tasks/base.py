@@ -1,6 +1,7 @@
 """What a task source is: it draws questions, knows good answers to them, and grades any answer.
 
 To add one: a file in this folder with an options class and a source class, and one line in `tasks/__init__.py`.
+A source whose tasks take several turns is an Environment: instead of grading an answer, it starts an Episode.
 Here also: the few helpers that sources share. Nothing here knows how grading is bounded; that is `grading.py`.
 """
 
@@ -12,10 +13,11 @@ import os
 import random
 import string
 import sys
-from typing import Any, Protocol, Self
+from collections.abc import Sequence
+from typing import Any, Protocol, Self, runtime_checkable
 
 from onepolicy.config import Strict, did_you_mean
-from onepolicy.types import Grade, Task
+from onepolicy.types import Answer, Grade, Message, Task
 
 EVAL_SEED = (
     2**31 - 1
@@ -43,6 +45,48 @@ class TaskSource(Protocol):
     def demonstration(self, task: Task) -> str | None:
         """The answer that supervised finetuning imitates (may be imperfect), or None when there is none."""
         ...
+
+
+class Episode(Protocol):
+    """One task under way. Deterministic in what it is told, so that it can be played again after a crash.
+
+    May raise or hang in either method: the grading process, where episodes live, bounds both.
+    """
+
+    def step(self, text: str) -> str | Sequence[Message] | Grade:
+        """Take a turn of the policy, any text whatever. A Grade ends the episode.
+
+        Else the answer: messages for the chat template (not of the assistant's role), or a string, which is one
+        message of the role `tool`.
+        """
+        ...
+
+    def stop(self) -> Grade:
+        """The grade when the policy may not go on: it has used up its turns or its tokens."""
+        ...
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """A source of tasks that take turns: like TaskSource, but for `start` in the place of `grade`.
+
+    Answers to imitate and gold answers are tuples, a text for every turn. `max_turns` is how many a policy may take.
+    """
+
+    max_turns: int
+
+    def draw(self, index: int) -> Task: ...
+
+    def start(self, task: Task) -> Episode:
+        """A fresh episode; like `grade`, from what rides on the task alone."""
+        ...
+
+    def gold(self, task: Task) -> Answer | None: ...
+
+    def demonstration(self, task: Task) -> Answer | None: ...
+
+
+Source = TaskSource | Environment
 
 
 class SourceOptions(Strict):
