@@ -17,8 +17,9 @@ import numpy as np
 from onepolicy.engines.base import Engine, Sampling
 from onepolicy.learner import Learner
 from onepolicy.objectives.advantages import AdvantageKind, group_advantages
+from onepolicy.objectives.weighting import turns
 from onepolicy.tasks.grading import Grader
-from onepolicy.types import Sample, Task, Want
+from onepolicy.types import Array, Sample, Task, Want
 
 
 def rollout(
@@ -59,12 +60,30 @@ def groups_of(samples: Sequence[Sample]) -> list[list[Sample]]:
     return list(groups.values())
 
 
-def annotate_advantages(samples: Sequence[Sample], kind: AdvantageKind) -> None:
-    """Give every sample its outcome advantage: one number per group's reward, the same for all its tokens."""
+def annotate_advantages(samples: Sequence[Sample], kind: AdvantageKind, turn_weight: float = 0.0) -> None:
+    """Give every sample its outcome advantage: one number per group's reward, the same for all its tokens.
+
+    With a `turn_weight`, plus that times the advantages by turn, where the environment rewards turns.
+    """
     for group in groups_of(samples):
         rewards_G = np.array([_graded(sample) for sample in group])
-        for sample, advantage in zip(group, group_advantages(rewards_G, kind), strict=True):
-            sample.advantages_R = np.full(sample.length, advantage, dtype=np.float32)
+        turns_GR: Sequence[Array | float] = [0.0] * len(group)
+        if turn_weight and any(sample.turn_rewards for sample in group):
+            turns_GR = [turn_weight * turns_R for turns_R in turn_advantages(group, kind)]
+        for sample, advantage, turns_R in zip(group, group_advantages(rewards_G, kind), turns_GR, strict=True):
+            sample.advantages_R = (np.full(sample.length, advantage) + turns_R).astype(np.float32)
+
+
+def turn_advantages(group: Sequence[Sample], kind: AdvantageKind) -> list[Array]:
+    """[R] per sample: Σ over the token's turn and all later ones of the advantage of that turn's reward.
+
+    The rewards of all turns of all rollouts are one group (process supervision of GRPO, arXiv 2402.03300 §4.1.3). A
+    turn that the environment has not rewarded, since the episode broke off, has reward 0.
+    """
+    rewards = [np.append(sample.turn_rewards, np.zeros(sample.turns))[: sample.turns] for sample in group]
+    advantages = group_advantages(np.concatenate(rewards), kind)
+    parts = np.split(advantages, np.cumsum([sample.turns for sample in group])[:-1])
+    return [part[::-1].cumsum()[::-1][turns(sample.mask_T)] for part, sample in zip(parts, group, strict=True)]
 
 
 def learn(learner: Learner, samples: Sequence[Sample], inner_updates: int) -> dict[str, float]:

@@ -50,10 +50,14 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A grader's verdict: a reward in [0, 1] and, in a few words, why."""
+    """A grader's verdict: a reward in [0, 1] and, in a few words, why.
+
+    An environment may also say what each turn was worth, in [0, 1].
+    """
 
     reward: float
     reason: str = ""
+    turn_rewards: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ class Sample:
     reward: float | None = None
     reason: str = ""
     history: tuple[Message, ...] = ()
+    turn_rewards: tuple[float, ...] = ()
     advantages_R: Array | None = None  # policy-gradient signal
     teacher: TokenScores | None = None
     old_logprobs_R: Array | None = None  # the learner's, before the first of several inner updates

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from onepolicy.config import ConfigError, DomainConfig, TasksConfig, did_you_mean
 from onepolicy.tasks.base import EVAL_SEED, Source, SourceOptions
+from onepolicy.tasks.calculator import CalculatorOptions, CalculatorSource
 from onepolicy.tasks.custom import CustomOptions, custom_source
 from onepolicy.tasks.letters import LettersOptions, LettersSource
 from onepolicy.tasks.reasoning_gym import ReasoningGymOptions, ReasoningGymSource
@@ -31,6 +32,7 @@ KINDS: dict[str, Kind] = {
     "letters": Kind(LettersOptions, LettersSource),
     "reasoning_gym": Kind(ReasoningGymOptions, ReasoningGymSource),
     "records": Kind(RecordsOptions, RecordsSource),
+    "calculator": Kind(CalculatorOptions, CalculatorSource),
     "custom": Kind(CustomOptions, custom_source),
 }
 

@@ -103,17 +103,27 @@ class GraderBug(ValueError):
 
 def as_grade(value: Any, grader: str) -> Grade:
     """A grader's return value as a Grade: a number, (number, reason) or a Grade. Raises GraderBug on anything else."""
+    turn_rewards: tuple[Any, ...] = ()
     if isinstance(value, Grade):
-        reward, reason = value.reward, value.reason
+        reward, reason, turn_rewards = value.reward, value.reason, value.turn_rewards
     elif isinstance(value, tuple) and len(value) == 2:
         reward, reason = value
     else:
         reward, reason = value, ""
-    if hasattr(reward, "item"):  # a numpy scalar
-        reward = reward.item()
-    if not isinstance(reward, numbers.Real) or not 0 <= reward <= 1:  # nan fails the comparison
-        raise GraderBug(f"{grader} returned {value!r:.200}: a reward is a number in [0, 1], or (number, reason)")
-    return Grade(float(reward), str(reason))
+    try:
+        return Grade(_reward(reward), str(reason), tuple(map(_reward, turn_rewards)))
+    except ValueError:
+        raise GraderBug(
+            f"{grader} returned {value!r:.200}: a reward is a number in [0, 1], or (number, reason)"
+        ) from None
+
+
+def _reward(value: Any) -> float:
+    if hasattr(value, "item"):  # a numpy scalar
+        value = value.item()
+    if not isinstance(value, numbers.Real) or not 0 <= (number := float(value)) <= 1:  # nan fails the comparison
+        raise ValueError
+    return number
 
 
 def seeded(*parts: str | int) -> random.Random:

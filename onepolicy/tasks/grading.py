@@ -95,6 +95,7 @@ class Grader:
             for sample, reply in zip(samples, future.result(), strict=True):
                 if isinstance(reply, Grade):
                     sample.reward, sample.reason = reply.reward, reply.reason
+                    sample.turn_rewards = reply.turn_rewards
                 else:
                     sample.history = (*sample.history, said(sample.response), *reply.messages)
                     sample.response = ""
@@ -296,7 +297,7 @@ class _Worker:
 def _reply(verdict: Mapping[str, Any]) -> Reply:
     if "messages" in verdict:
         return Observation(tuple(verdict["messages"]))
-    return Grade(verdict["reward"], verdict["reason"])
+    return Grade(verdict["reward"], verdict["reason"], tuple(verdict.get("turn_rewards", ())))
 
 
 class _Lines:

@@ -77,7 +77,7 @@ def _verdict(source: Source, item: Item, episodes: Episodes) -> dict[str, Any]:
         return {"reward": 0.0, "reason": reason}
     if isinstance(answer, Observation):
         return {"messages": answer.messages}
-    return {"reward": answer.reward, "reason": answer.reason[:MAX_REASON]}
+    return {"reward": answer.reward, "reason": answer.reason[:MAX_REASON], "turn_rewards": answer.turn_rewards}
 
 
 def _answer(source: Source, item: Item, episodes: Episodes) -> Observation | Grade:
