@@ -55,7 +55,7 @@ def test_written_out_examples() -> None:
     bill = source(task="bill", calls="compact")
     task = bill.draw(0)
     assert task.messages == ({"role": "user", "content": "3*xz"},) and task.tools == ()
-    assert bill.gold(task) == ("look:xz", "calc:3*74", "222") and task.reference["table"]["xz"] == 74
+    assert bill.gold(task) == ("look:xz", "calc:3*74", "222") and task.metadata["table"]["xz"] == 74
     asked = source(task="bill").draw(1)
     assert asked.messages[0]["content"] == "What do 5 zvki and 4 ale cost? Look the prices up."
     assert [tool["function"]["name"] for tool in asked.tools] == ["calc", "look"]

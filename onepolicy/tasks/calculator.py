@@ -68,7 +68,7 @@ class CalculatorOptions(ToolOptions):
 
 
 class CalculatorSource:
-    """An Environment. The right answer and the table are in `reference`."""
+    """An Environment."""
 
     def __init__(self, domain: str, options: CalculatorOptions, seed: int) -> None:
         self.domain, self.options, self.seed = domain, options, seed
@@ -91,14 +91,18 @@ class CalculatorSource:
             f"{self.domain}/{self.seed}/{index}",
             self.domain,
             messages,
-            {"answer": answer, "table": table},
-            {"gold": tuple(map(self._turn, steps)), "demonstration": tuple(map(self._turn, shown))},
+            answer,
+            {
+                "table": table,
+                "gold": tuple(map(self._turn, steps)),
+                "demonstration": tuple(map(self._turn, shown)),
+            },
             tools,
         )
 
     def start(self, task: Task) -> ToolEpisode:
-        answer = task.reference["answer"]
-        return ToolEpisode(self.options, tools_for(task.reference["table"]), lambda text: self._graded(text, answer))
+        tools = tools_for(task.metadata["table"])
+        return ToolEpisode(self.options, tools, lambda text: self._graded(text, task.reference))
 
     def gold(self, task: Task) -> tuple[str, ...]:
         return tuple(task.metadata["gold"])

@@ -80,11 +80,9 @@ def near(answer: str) -> list[str]:
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_almost_right_is_wrong(task: str, calls: str, grader: Grader) -> None:
     sums = source(task, calls)
-    items = [(one, text) for one in map(sums.draw, range(20)) for text in near(one.reference["answer"])]
+    items = [(one, text) for one in map(sums.draw, range(20)) for text in near(one.reference)]
     grades = grader.grade(items)
-    assert [
-        (one.reference["answer"], text) for (one, text), grade in zip(items, grades, strict=True) if grade.reward
-    ] == []
+    assert [(one.reference, text) for (one, text), grade in zip(items, grades, strict=True) if grade.reward] == []
 
 
 @pytest.mark.parametrize("calls", CALLS)
@@ -92,7 +90,7 @@ def test_the_right_number_scores_only_as_the_answer(calls: str, grader: Grader) 
     """Not in a call, not after the answer, not when the turns have run out."""
     sums = source("bill", calls)
     for task in map(sums.draw, range(10)):
-        answer = task.reference["answer"]
+        answer = task.reference
         look, calc = sums.options.call("look", key=answer), sums.options.call("calc", expression=answer)
         bad = [(look,), (calc,), ("0", answer), ("", answer), (calc,) * 8 + (answer,), (calc, look, "no", answer)]
         assert [grade.reward for grade in grader.grade([(task, one) for one in bad])] == [0] * len(bad)
