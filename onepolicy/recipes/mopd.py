@@ -34,7 +34,7 @@ def mopd(config: MopdConfig) -> None:
             for sample, scores in zip(samples, teachers.score(samples, want), strict=True):
                 sample.teacher = scores
                 sample.weights = Weights(pg=config.outcome_weight.at(step), distill=config.distill_weight.at(step))
-            annotate_advantages(samples, config.advantage)
+            annotate_advantages(samples, config.advantage, config.turn_weight)
             shares = balancer.annotate(samples)
             metrics = learn(session.learner, samples, config.inner_updates)
             session.log(step, samples, metrics | shares)

@@ -1,8 +1,9 @@
 """The process that grades, started by `grading.py` as `python -m onepolicy.tasks.worker FD`; not for use by hand.
 
-Over the socket FD come pickles from the trusted parent: first the setup, then batches of (task, response). Back go
-JSON lines, one as soon as each answer is graded, so that a hang names its culprit. JSON, because a grader that
-evaluates answers is at their mercy: whatever an answer may write here, it cannot run code in the parent.
+Over the socket FD come pickles from the trusted parent: first the setup, then batches of `grading.Item`. Back go
+JSON lines, one as soon as each answer is graded, so that a hang names its culprit; "busy" before it, after each turn of
+an episode. JSON, because a grader that evaluates answers is at their mercy: whatever an answer may write here, it
+cannot run code in the parent.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import sys
 from typing import Any
 
 from onepolicy.tasks import build_source
-from onepolicy.tasks.base import GraderBug, TaskSource, as_grade
-from onepolicy.types import Task
+from onepolicy.tasks.base import Environment, GraderBug, Source, as_grade
+from onepolicy.tasks.episodes import Episodes
+from onepolicy.tasks.grading import Item
+from onepolicy.types import Grade, Observation
 
 MAX_REASON = 500  # characters
 
@@ -36,26 +39,35 @@ def main(fd: int) -> None:
     _silence()
     _limit_memory(setup["memory_bytes"])
     _say(link, {"ready": True})
+
+    def start_clock() -> None:
+        # A backstop for when the parent, which keeps the real limit, was itself killed: the default action of
+        # the signal ends this process even inside C code.
+        signal.setitimer(signal.ITIMER_REAL, 2 * setup["time_limit_s"] + 10)
+
+    def on_step() -> None:
+        _say(link, {"busy": True})
+        start_clock()
+
+    episodes = Episodes(on_step)
     while True:
         try:
             batch = pickle.load(stream)
         except EOFError:
             return
-        for task, response in batch:
-            # A backstop for when the parent, which keeps the real limit, was itself killed: the default action of
-            # the signal ends this process even inside C code.
-            signal.setitimer(signal.ITIMER_REAL, 2 * setup["time_limit_s"] + 10)
-            verdict = _verdict(sources[task.domain], task, response)
+        for item in batch:
+            start_clock()
+            verdict = _verdict(sources[item.task.domain], item, episodes)
             signal.setitimer(signal.ITIMER_REAL, 0)
             _say(link, verdict)
             if verdict.get("fatal"):
                 return
 
 
-def _verdict(source: TaskSource, task: Task, response: str) -> dict[str, Any]:
-    """The grade of one answer; `bug` when the grader is at fault, `fatal` when this process must not go on."""
+def _verdict(source: Source, item: Item, episodes: Episodes) -> dict[str, Any]:
+    """The reply to one item; `bug` when the grader is at fault, `fatal` when this process must not go on."""
     try:
-        grade = as_grade(source.grade(task, response), f"the grader of domain {task.domain!r}")
+        answer = _answer(source, item, episodes)
     except GraderBug as error:
         return {"reward": 0.0, "bug": str(error)}
     except MemoryError:
@@ -63,7 +75,16 @@ def _verdict(source: TaskSource, task: Task, response: str) -> dict[str, Any]:
     except Exception as error:  # untrusted input: a bad answer is data, not a crash
         reason = f"grader raised {type(error).__name__}: {str(error)[:MAX_REASON]}".removesuffix(": ")
         return {"reward": 0.0, "reason": reason}
-    return {"reward": grade.reward, "reason": grade.reason[:MAX_REASON]}
+    if isinstance(answer, Observation):
+        return {"messages": answer.messages}
+    return {"reward": answer.reward, "reason": answer.reason[:MAX_REASON], "turn_rewards": answer.turn_rewards}
+
+
+def _answer(source: Source, item: Item, episodes: Episodes) -> Observation | Grade:
+    if isinstance(source, Environment):
+        return episodes.reply(source, item.task, item.history, item.turns, item.over)
+    (response,) = item.turns
+    return as_grade(source.grade(item.task, response), f"the grader of domain {item.task.domain!r}")
 
 
 def _say(link: socket.socket, message: dict[str, Any]) -> None:
