@@ -15,7 +15,9 @@ from onepolicy.tasks.base import EVAL_SEED, Source, SourceOptions
 from onepolicy.tasks.calculator import CalculatorOptions, CalculatorSource
 from onepolicy.tasks.code import CodeOptions, CodeSource
 from onepolicy.tasks.custom import CustomOptions, custom_source
+from onepolicy.tasks.instruction import InstructionOptions, InstructionSource
 from onepolicy.tasks.letters import LettersOptions, LettersSource
+from onepolicy.tasks.math import MathOptions, MathSource
 from onepolicy.tasks.reasoning_gym import ReasoningGymOptions, ReasoningGymSource
 from onepolicy.tasks.records import RecordsOptions, RecordsSource
 
@@ -32,6 +34,8 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "letters": Kind(LettersOptions, LettersSource),
     "reasoning_gym": Kind(ReasoningGymOptions, ReasoningGymSource),
+    "instruction": Kind(InstructionOptions, InstructionSource),
+    "math": Kind(MathOptions, MathSource),
     "records": Kind(RecordsOptions, RecordsSource),
     "calculator": Kind(CalculatorOptions, CalculatorSource),
     "code": Kind(CodeOptions, CodeSource),

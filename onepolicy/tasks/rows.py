@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -60,8 +60,11 @@ class RowsOptions(SourceOptions):
 class RowReader:
     """Rows in an order shuffled by the seed, anew for every pass over them. They are read at the first use."""
 
-    def __init__(self, domain: str, options: RowsOptions, seed: int) -> None:
-        self.domain, self.options, self.seed = domain, options, seed
+    def __init__(
+        self, domain: str, options: RowsOptions, seed: int, keep: Callable[[Mapping[str, Any]], bool] | None = None
+    ) -> None:
+        """`keep` says which rows count at all (None: every one)."""
+        self.domain, self.options, self.seed, self._keep = domain, options, seed, keep
         self.place = f"domain {domain!r}: {options.path or options.hub}"
 
     @cached_property
@@ -69,6 +72,8 @@ class RowReader:
         """Raises ValueError when they cannot be read or there are none."""
         options = self.options
         rows = load_rows(options.path, options.hub, options.subset, options.split)
+        if self._keep is not None:
+            rows = [row for row in rows if self._keep(row)]
         if len(rows) == 0:
             raise ValueError(f"{self.place} holds no rows")
         return rows
