@@ -2,7 +2,7 @@
 
     with Sandbox() as sandbox:
         sandbox.run("print(int(input()) + 1)", stdin="41").stdout        # "42\\n"
-        sandbox.test("def f(x): return x * x", Tests(("assert f(3) == 9",), names=("f",))).ok    # True
+        sandbox.test("def f(x): return x * x", UnitTests(("assert f(3) == 9",), names=("f",))).ok    # True
         sandbox.level                                                    # what is in force on this machine
 
 How. A slot is a warm interpreter behind walls (`level.py`: bubblewrap where it is installed); it forks for every
@@ -33,6 +33,6 @@ What it does not cover:
 """
 
 from onepolicy.sandbox.level import Level, SandboxError
-from onepolicy.sandbox.pool import Limits, Outcome, Sandbox, Tests, Verdict, shared, strongest
+from onepolicy.sandbox.pool import Limits, Outcome, Sandbox, UnitTests, Verdict, shared, strongest
 
-__all__ = ["Level", "Limits", "Outcome", "Sandbox", "SandboxError", "Tests", "Verdict", "shared", "strongest"]
+__all__ = ["Level", "Limits", "Outcome", "Sandbox", "SandboxError", "UnitTests", "Verdict", "shared", "strongest"]

@@ -98,6 +98,9 @@ class Slot:
                 log.seek(0)
                 lines = log.read().decode(errors="replace").strip().splitlines()
                 message = json.dumps({"refused": lines[-1] if lines else "the server ended at once"}).encode()
+        if self._closed:  # meanwhile, by another thread
+            self.stop()
+            raise SandboxError("this sandbox was closed")
         answer = json.loads(message)
         if "refused" in answer:
             self.stop()

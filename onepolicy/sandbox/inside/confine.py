@@ -73,6 +73,9 @@ class Walls:
                     raise
         self._scratch = setup["scratch"] or tempfile.mkdtemp(prefix="onepolicy-sandbox-")
         self._ours = setup["scratch"] is None
+        for capability in range(64):  # what we have serves the programs' namespaces; no program gets any by `execve`
+            with contextlib.suppress(OSError):  # not held, or not known to this kernel
+                _prctl(DROP_BOUND, capability)
         _prctl(SET_DUMPABLE, 0)  # nobody without privileges over us reads our memory
         _prctl(SUBREAPER, 1)
 
@@ -155,9 +158,6 @@ class Walls:
     def seal(self) -> None:
         """The last step, after which there is no way back: no privileges, and only the calls of the filter."""
         _prctl(NO_NEW_PRIVS, 1)
-        for capability in range(64):
-            with contextlib.suppress(OSError):  # not held, or not known to this kernel
-                _prctl(DROP_BOUND, capability)
         _call("capset", (ctypes.c_uint32 * 2)(CAPABILITIES_V3, 0), (ctypes.c_uint32 * 6)())
         if self.filter:
             _install(self._filters[self.filter])

@@ -7,6 +7,7 @@ written ever runs in the other.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -26,24 +27,27 @@ class Line:
     """Messages over a socket, one line each."""
 
     def __init__(self, link: socket.socket) -> None:
-        self._file = link.makefile("rwb")
+        self._link, self._read = link, bytearray()
 
     def send(self, message: Any) -> None:
         """Raises Gone when nobody reads any more."""
         try:
-            self._file.write(json.dumps(message).encode() + b"\n")
-            self._file.flush()
+            self._link.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
             raise Gone("it has ended") from None
 
     def receive(self) -> Any:
         """The next message. Raises Gone at the end, on garbage, and on more than MAX_MESSAGE."""
-        try:
-            line = self._file.readline(MAX_MESSAGE)
-        except OSError:
-            line = b""
-        if not line.endswith(b"\n"):
-            raise Gone("its answer is too long" if len(line) == MAX_MESSAGE else "it has ended")
+        seen = 0
+        while (end := self._read.find(b"\n", seen)) < 0:
+            seen = len(self._read)
+            if seen > MAX_MESSAGE:
+                raise Gone("its answer is too long")
+            with contextlib.suppress(OSError):
+                self._read += self._link.recv(1 << 18)
+            if len(self._read) == seen:
+                raise Gone("it has ended")
+        line, self._read = self._read[:end], self._read[end + 1 :]
         try:
             return json.loads(line)
         except (ValueError, RecursionError):
