@@ -118,7 +118,8 @@ def _mbpp_exam(row: Row) -> Exam:
     defined = {node.name for node in solution if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     defined |= _names([node for node in solution if isinstance(node, ast.Assign)])
     used = _names([ast.parse(text) for text in (setup, *row["test_list"])])
-    return Exam((UnitTests(tuple(row["test_list"]), "\n".join([*imports, setup]), tuple(sorted(defined & used))),))
+    tests = UnitTests(tuple(row["test_list"]), "\n".join([*imports, setup]), tuple(sorted(defined & used)))
+    return Exam((tests,), before="".join(f"{line}\n" for line in row.get("test_imports") or ()))
 
 
 def _names(trees: Sequence[ast.AST]) -> set[str]:

@@ -1,8 +1,8 @@
 """Values and messages between the process of the tests and that of the program, which do not trust each other.
 
-What crosses is JSON that stands for plain values of Python's own types. A value of a subclass arrives as its base
-(a Counter as a dict), anything else stays where it is and a handle for it travels: so no method that one side has
-written ever runs in the other.
+What crosses is JSON that stands for plain values: Python's own types, decimals and fractions. A value of a subclass
+arrives as its base (a Counter as a dict), anything else stays where it is and a handle for it travels: so no method
+that one side has written ever runs in the other.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import contextlib
 import json
 import socket
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 MAX_MESSAGE = 1 << 24  # bytes
@@ -66,6 +68,10 @@ def encode(value: Any, keep: Keep) -> Any:
             return number if -SMALL < number < SMALL else {"int": hex(number)}
         case float():
             return float.__float__(value)
+        case Decimal():
+            return {"decimal": Decimal.__str__(value)}
+        case Fraction():
+            return {"fraction": f"{value.numerator}/{value.denominator}"}
         case complex():
             return {"complex": [value.real, value.imag]}
         case bytes() | bytearray():
@@ -82,6 +88,8 @@ def encode(value: Any, keep: Keep) -> Any:
 
 _BUILD: dict[str, Callable[[Any], Any]] = {
     "int": lambda data: int(data, 16),
+    "decimal": Decimal,
+    "fraction": Fraction,
     "complex": lambda data: complex(*data),
     "bytes": bytes.fromhex,
     "bytearray": bytearray.fromhex,
