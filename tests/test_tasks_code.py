@@ -10,6 +10,7 @@ import re
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,7 @@ from onepolicy import sandbox
 from onepolicy.config import ConfigError, DomainConfig, TasksConfig
 from onepolicy.tasks import build_source
 from onepolicy.tasks.base import GraderBug
-from onepolicy.tasks.check import check_domains
+from onepolicy.tasks.check import check_domains, require_golds
 from onepolicy.tasks.code import extract, same_output
 from onepolicy.tasks.code_problems import ALPHABET, LEVELS, SKILLS, _table
 from onepolicy.tasks.code_rows import Pair, exam_of, reference_of, unpacked
@@ -371,6 +372,19 @@ def test_the_self_check_passes_and_tells_the_sandbox(problems):
     reports = check_domains(domains, n=8)
     assert all(report.ok and report.gold_right == 8 and report.empty_reward == 0.0 for report in reports.values())
     assert reports["tiny"].notes == (f"sandbox: {sandbox.strongest()}",)
+
+
+def test_a_check_and_a_run_say_which_sandbox_they_use(capsys):
+    from onepolicy.commands import check_domains as check_and_print
+
+    domains = {"tiny": DomainConfig(tasks={"kind": "code"}), "more": DomainConfig(tasks={"kind": "code", "level": 2})}
+    assert check_and_print(SimpleNamespace(domains=domains), 4)
+    line = f"sandbox: {sandbox.strongest()}"
+    assert " ".join(capsys.readouterr().out.split()).count(line) == 1
+    sources = {name: build_source(name, config.tasks, 0) for name, config in domains.items()}
+    with Grader(domains) as grader:
+        require_golds(sources, 2, grader.grade)
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_answers_are_graded_several_at_once_in_their_order_and_longer_than_other_graders_may_take(problems):

@@ -215,7 +215,7 @@ def _ending(answer: Mapping[str, Any], limits: Limits, stderr: str) -> tuple[Sta
     if code > 0:
         lines = stderr.strip().splitlines()
         return "failed", f"exit code {code}" + (f": {lines[-1]:.200}" if lines else "")
-    if -code == signal.SIGKILL and answer["cpu_s"] >= limits.cpu_s - 0.1:
+    if -code == signal.SIGKILL and answer["cpu_s"] > limits.cpu_s / 2:  # kernels count in different ways
         return "killed", f"used up {limits.cpu_s} s of CPU time"
     return "killed", f"killed by a signal: {signal.strsignal(-code) or -code}"
 

@@ -4,7 +4,6 @@ Fast because they run as programs do: many at once, each with its limit.
 """
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,7 +13,7 @@ from onepolicy.config import DomainConfig, TasksConfig
 from onepolicy.tasks import build_source
 from onepolicy.tasks.grading import Grader
 from tests.attacks.programs import FORGED, HOSTILE, PRINTED
-from tests.test_sandbox import processes
+from tests.test_sandbox import left
 
 SQUARE = {
     "task_id": "attacks/0",
@@ -52,10 +51,6 @@ def grades(options, cases, time_limit_s):
     }
     with ThreadPoolExecutor(sandbox.shared().slots) as threads:
         return list(threads.map(lambda case: sources[case[0]].grade(sources[case[0]].draw(0), case[1]), cases))
-
-
-def left():
-    return len(processes()), sorted(os.listdir("/tmp")), sorted(os.listdir("/dev/shm")), os.getcwd()
 
 
 def test_there_are_at_least_two_hundred_and_no_two_are_the_same():

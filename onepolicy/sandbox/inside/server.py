@@ -122,7 +122,7 @@ def _become_program(
     payload = _read(files["program"])
     for path, text in payload["files"].items():
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "w") as stream:
+        with open(path, "w", errors="surrogatepass") as stream:
             stream.write(text)
     for name in FILES[:4]:
         os.close(files[name])
