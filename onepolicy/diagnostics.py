@@ -21,7 +21,7 @@ from onepolicy.engines.forward import chunk_length
 from onepolicy.objectives import divergences
 from onepolicy.types import Array, Sample, TokenScores
 
-OVERLAP_K, TINY_K, TINY = 10, 5, 100  # k; and for a vocabulary below TINY, of which 10 would be a large part
+OVERLAP_K = 10
 LARGE_DISAGREEMENT = 1.0  # nats
 
 
@@ -65,8 +65,8 @@ def policy_gap(
 
 
 def overlap_size(vocabulary: int) -> int:
-    """The k of top-k overlap: 10, as in CoPD §3; 5 for a tiny vocabulary."""
-    return OVERLAP_K if vocabulary >= TINY else TINY_K
+    """The k of top-k overlap: 10, as in CoPD §3, but no more than a quarter of a tiny vocabulary."""
+    return max(1, min(OVERLAP_K, vocabulary // 4))
 
 
 def gap_row(
