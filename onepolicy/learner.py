@@ -38,7 +38,7 @@ from onepolicy.engines.forward import (
 )
 from onepolicy.meter import Meter
 from onepolicy.models import save_model
-from onepolicy.objectives import distill, importance, policy, reduce, weighting
+from onepolicy.objectives import distill, divergences, importance, policy, reduce, weighting
 from onepolicy.types import Array, Sample, TokenScores, Want
 
 Divergence = Callable[[slice, Tensor], Tensor]  # (chunk of N, student log-probs [C, V]) → [C]
@@ -51,6 +51,7 @@ COUNTED_WHERE = {  # metric → the component whose tokens it is a mean over; al
     "cross_entropy": "ce",
     "gated": "policy",
     "engine_gap": "policy",
+    "rollout_kl": "policy",
 }
 
 
@@ -229,6 +230,7 @@ class Learner:
             seen["cross_entropy"] = -current_C
         if "pg" in tokens.used or "distill" in tokens.used:
             seen |= {"gated": gated_C, "engine_gap": (current_C - engine_C).abs()}
+            seen["rollout_kl"] = divergences.k3(engine_C, current_C)  # of the policy that wrote to this one
         return torch.stack(terms).sum(), seen
 
     def _tokens(self, samples: Sequence[Sample], coefficient: dict[str, Tensor], meter: Meter) -> Tokens:
@@ -299,12 +301,17 @@ class Learner:
         return result
 
     def _count_unscored(self, samples: Sequence[Sample], meter: Meter) -> None:
-        """The share of tokens that a teacher was to score and did not."""
+        """The share of tokens that a teacher was to score and did not, and of those masked for disagreement."""
         taught = [s for s in samples if s.weights.distill and s.length]
         if taught:
             unscored_N = torch.from_numpy(~np.isfinite(np.concatenate([_teacher_logprobs(s) for s in taught])))
             domains = [meter.domains.index(s.task.domain) for s in taught]
-            meter.add("unscored", unscored_N, torch.from_numpy(np.repeat(domains, [s.length for s in taught])))
+            domain_N = torch.from_numpy(np.repeat(domains, [s.length for s in taught]))
+            meter.add("unscored", unscored_N, domain_N)
+            limit = self.loss.distill.weighting.max_disagreement
+            if limit is not None:
+                masked_N = np.concatenate([weighting.masked(s, limit) for s in taught])
+                meter.add("masked", torch.from_numpy(masked_N), domain_N)
 
     def _update(self) -> dict[str, float]:
         rate = self.optim.learning_rate * learning_rate_factor(self.optim, self.version, self.total_steps)

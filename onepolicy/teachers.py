@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
@@ -58,6 +59,11 @@ class Routed:
             scores = scorer.score([samples[i] for i in indices], want)
             results.update(zip(indices, scores, strict=True))
         return [results[i] for i in range(len(samples))]
+
+    @property
+    def distinct(self) -> list[Scorer]:
+        """Every scorer once, however many domains it has."""
+        return list({id(scorer): scorer for scorer in self.scorers.values()}.values())
 
     def engine(self, domain: str, renderer: Renderer, batch_size: int) -> LocalEngine:
         """A domain's teacher as one that writes, until another of its shelf is asked for anything."""
@@ -205,6 +211,19 @@ class FrozenTeacher:
 def open_teachers(models: Mapping[str, ModelConfig], routes: Mapping[str, str], shelf: Shelf) -> Routed:
     """The frozen teachers `models`, routed by domain → name. Nothing is loaded yet."""
     return Routed({domain: shelf.teacher(name, models[name]) for domain, name in routes.items()})
+
+
+def annotate_disagreement(samples: Sequence[Sample], teachers: Routed) -> None:
+    """Let *all* teachers score every sample: the largest minus the smallest log-prob of each token, nats (Open-MOPD).
+
+    NaN on a token that none of them has scored. Costs one scoring of all samples per distinct teacher.
+    """
+    opinions = [scorer.score(samples, Want("sampled")) for scorer in teachers.distinct]
+    for i, sample in enumerate(samples):
+        logprobs_JR = np.stack([scores[i].logprobs_R for scores in opinions])  # J: teachers
+        scored_JR = np.isfinite(logprobs_JR)
+        spread_R = np.where(scored_JR, logprobs_JR, -np.inf).max(0) - np.where(scored_JR, logprobs_JR, np.inf).min(0)
+        sample.disagreement_R = np.where(scored_JR.any(0), spread_R, np.nan).astype(np.float32)
 
 
 def wanted(config: DistillConfig) -> Want:

@@ -70,6 +70,8 @@ COMMON_DEFAULTS = {
     "threads": 1,
 }
 LOSS_DEFAULTS = {
+    "diagnose_every": 0,
+    "rollout.engine_noise": 0.0,
     "loss.reduction": "sequence",
     "loss.policy.kind": "ppo",
     "loss.policy.clip_low": 0.2,
@@ -88,6 +90,7 @@ LOSS_DEFAULTS = {
     "loss.distill.refresh": True,
     "loss.distill.weighting.position": 0.0,
     "loss.distill.weighting.turn_cap": None,
+    "loss.distill.weighting.max_disagreement": None,
     "loss.importance.mode": "gate",
     "loss.importance.low": 0.5,
     "loss.importance.high": 2.0,

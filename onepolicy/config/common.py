@@ -119,6 +119,17 @@ class RolloutConfig(Strict):
         return self
 
 
+class TrainingRolloutConfig(RolloutConfig):
+    """Rollouts that are learnt from by their log-probs.
+
+    `engine_noise` is the standard deviation of Gaussian noise on the logits that training rollouts are sampled from,
+    fresh for every token; evaluation has none. It is a way to study what an engine does that computes other numbers
+    than the learner (another kernel, a quantised model), and what `loss.importance` does about it: 0 but for that.
+    """
+
+    engine_noise: NonNegativeFloat = 0.0
+
+
 class OptimConfig(Strict):
     """AdamW and the shape of an update. `tokens_per_batch` bounds a micro-batch; it never changes the result."""
 
