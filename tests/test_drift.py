@@ -88,9 +88,9 @@ def test_the_origin_shares_the_shelf_with_the_teachers(tmp_path: Path) -> None:
         assert origin.shelf is one.shelf  # type: ignore[attr-defined]  # both are FrozenTeachers
 
 
-def test_a_model_from_scratch_is_no_origin() -> None:
+def test_a_model_from_scratch_is_no_origin(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="diagnose_every > 0 needs a starting model with a `path`"):
-        run_of("rlvr", Path("x"), diagnose_every=1, model={"scratch": {"architecture": {}, "alphabet": "ab"}})
+        run_of("rlvr", tmp_path, diagnose_every=1, model={"scratch": {"architecture": {}, "alphabet": "ab"}})
 
 
 def test_k_is_smaller_for_a_tiny_vocabulary_only() -> None:
