@@ -14,7 +14,7 @@ import torch
 from onepolicy.config import ModelConfig, MopdConfig, ScratchConfig, parse_run
 from onepolicy.diagnostics import policy_gap
 from onepolicy.engines.forward import live_head, score_samples
-from onepolicy.preflight import check_identity, check_teachers
+from onepolicy.preflight import check_identity, check_teachers, probe
 from onepolicy.session import Session
 from onepolicy.tasks.letters import ALPHABET
 from onepolicy.tiny import from_scratch
@@ -112,7 +112,8 @@ def mopd(tmp_path: Path, teacher: ModelConfig, student: ModelConfig, **check: An
 def reports(config: MopdConfig):
     with Session(config, config.loss) as session:
         models = {name: teacher.model for name, teacher in config.teachers.items()}
-        return check_teachers(session, session.frozen(models, config.routes), config.check)
+        teachers = session.frozen(models, config.routes)
+        return check_teachers(session, teachers, config, probe(session, config.check.samples))
 
 
 def test_the_students_own_weights_as_a_teacher_are_at_distance_zero(tmp_path, capsys):
