@@ -31,6 +31,7 @@ from onepolicy.engines.forward import (
     live_head,
     plan_batches,
     predicting_states,
+    routed_logprobs,
     score_samples,
     token_chunks,
     token_stats,
@@ -134,8 +135,9 @@ class Learner:
         self._count_unscored(samples, meter)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        head_of = _numbered([s.teacher.head if s.teacher else None for s in samples])
         for batch in batches:
-            rows = [active[j] for j in batch]
+            rows = sorted((active[j] for j in batch), key=head_of.__getitem__)  # each teacher's head is opened once
             flat = {c: self._flat([coefficients[c][i] for i in rows]) for c in COMPONENTS}
             meter.add_scalar("loss", self._backward([samples[i] for i in rows], flat, spread, meter))
         return meter
@@ -270,11 +272,10 @@ class Learner:
             )
         if config.estimator == "full":
             hidden_NH = self._flat([_needed(x, "hidden_RH") for x in scores])
-            head = scores[0].head  # type: ignore[union-attr]  # one head a micro-batch, see _kinds
+            heads, lengths = [x.head for x in scores if x], [s.length for s in samples]
 
             def full(chunk: slice, logprobs_CV: Tensor) -> Tensor:
-                with torch.no_grad():
-                    teacher_CV = head.logprobs(hidden_NH[chunk], self.temperature)
+                teacher_CV = routed_logprobs(heads, lengths, hidden_NH, chunk, self.temperature)
                 if teacher_CV.shape[-1] < logprobs_CV.shape[-1]:  # the student's vocabulary is padded further
                     logprobs_CV = torch.log_softmax(logprobs_CV[:, : teacher_CV.shape[-1]], dim=-1)
                 return distill.divergence(config, logprobs_CV, teacher_CV)
@@ -358,14 +359,20 @@ def _check_annotations(samples: Sequence[Sample]) -> None:
 
 
 def _kinds(samples: Sequence[Sample]) -> list[int]:
-    """Numbers of samples that may share a micro-batch: untaught, taught by one whole head, or by top-k of one width."""
-    numbers: dict[Any, int] = {}
+    """Numbers of samples that may share a micro-batch: untaught, taught by heads or top-k lists of one shape."""
     kinds: list[Any] = []
     for sample in samples:
         scores = sample.teacher if sample.weights.distill else None
-        width = -1 if scores is None or scores.topk_ids_RK is None else scores.topk_ids_RK.shape[1]
-        kinds.append((scores is not None, id(scores.head) if scores and scores.head else None, width))
-    return [numbers.setdefault(kind, len(numbers)) for kind in kinds]  # in order of appearance: ids are not stable
+        head = scores.head if scores else None
+        width = None if scores is None or scores.topk_ids_RK is None else scores.topk_ids_RK.shape[1]
+        kinds.append((scores is not None, (head.vocabulary, head.hidden_size) if head else None, width))
+    return _numbered(kinds)
+
+
+def _numbered(things: Sequence[Any]) -> list[int]:
+    """Equal things get equal numbers, in order of first appearance."""
+    numbers: dict[Any, int] = {}
+    return [numbers.setdefault(thing, len(numbers)) for thing in things]
 
 
 def _teacher_logprobs(sample: Sample) -> Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,7 +111,7 @@ class Shelf:
             self._open_head = None
             self._prepare(teacher)
             weight, bias = self._skeletons[teacher.architecture].head_names
-            tensors = teacher.map()
+            tensors = _map(teacher.files, {weight, bias})
             self._open_head = teacher, tensors[weight].to(self.device), tensors[bias].to(self.device) if bias else None
         return self._open_head[1], self._open_head[2]
 
@@ -278,11 +278,12 @@ def _architecture_key(model_config: Any, config: ModelConfig) -> str:
     return json.dumps([fields, config.dtype, config.attention], sort_keys=True, default=str)
 
 
-def _map(files: Sequence[Path]) -> dict[str, Tensor]:
+def _map(files: Sequence[Path], only: Collection[str | None] | None = None) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in files:
         with safe_open(path, "pt") as file:
-            tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no iterator)
+            names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118 (no iterator)
+            tensors.update({name: file.get_tensor(name) for name in names})
     return tensors
 
 
