@@ -51,7 +51,7 @@ def compare_gradients(learner: Learner, batches: Mapping[str, tuple[list[Sample]
         found = [
             dot(gradients[a][i], gradients[b][j]) / (norms[a][i] * norms[b][j])
             for i, j in pairs
-            if norms[a][i] and norms[b][j]
+            if 0 < norms[a][i] < math.inf and 0 < norms[b][j] < math.inf
         ]
         return sum(found) / len(found) if found else None
 

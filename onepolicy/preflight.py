@@ -9,9 +9,9 @@ whether its teacher will be absorbed, by how far it is away (levels and their so
     doubtful    other tokens, near or far: most likely a teacher of another origin
 
 What that rests on: MOPD's foreign teacher (≈.19 nats) gave .60 of its gain, same-origin ones (≈.04) gave .91 to .95. In
-the demo, experts of the student's origin lie at .05 to .19 nats and overlaps of .62 to .74, and give .91 to 1.03 of
-their gain; those of another seed's origin at .09 to .24 nats and overlaps of .43 to .55: overlap tells the two apart
-there, KL does not. The foreign ones' scores were reached all the same, with six times the KL left over (LOG.md).
+the demo, experts of the student's origin lie at .05 to .20 nats and overlaps of .63 to .75, and give .91 to 1.03 of
+their gain; those of another seed's origin at .06 to .22 nats and overlaps of .44 to .55: overlap tells the two apart
+there, KL does not. The foreign ones' scores were reached all the same, with thrice the KL left over (LOG.md).
 """
 
 from __future__ import annotations

@@ -178,6 +178,8 @@ def test_check_compares_gradients_on_request(tmp_path: Path, command: Cli) -> No
     assert (code, err) == (0, "") and "cosine of gradients" in out
     found = json.loads((tmp_path / "mix_rl" / "check.json").read_text())["gradients"]
     assert set(found["cosine"]) == set(found["cosine"]["early"]) == {"early", "late"}
+    for recipe, own in (("copd", {}), ("cascade_rl", {"order": ["late", "early"]})):
+        assert command("check", write(tmp_path, recipe, **own), "--gradients")[0] == 0
     code, _, err = command("check", write(tmp_path, "sft"), "--gradients")
     assert code == 2 and "recipe sft does neither: leave it out" in err
 

@@ -121,8 +121,8 @@ class CheckConfig(ProbeConfig):
     """The pre-flight of the teachers besides, on the same rollouts; also made when a run starts, with one each.
 
     warn_reverse_kl    nats a token. MOPD: teachers of the student's origin start near .04, foreign ones near .19
-    warn_overlap       of top-k tokens. CoPD: gain grows with overlap (r = .89) and its peers stay above .90; that .6 is
-                       low is this project's choice
+    warn_overlap       of top-k tokens. CoPD: gain grows with overlap (r = .89) and its peers stay above .90. In the
+                       demo .6 lies between experts of the student's origin and those of another (LOG.md)
     overlap_k          by default 10, less for a vocabulary below 40 (diagnostics.overlap_size)
     warn_disagreement  mean of max − min over the teachers' log-probs, nats a token; this project's choice
     max_invalid_share  of tokens without a finite log-prob; above, the teacher is refused
