@@ -394,3 +394,12 @@ def test_the_example_of_the_readme_is_a_valid_run() -> None:
     assert config.routes == {"math": "math", "extract": "text", "logic": "text"}
     assert config.optim.learning_rate == 3e-6
     assert len(example.splitlines()) <= 20
+
+
+@pytest.mark.parametrize("teacher", ["self", {"model": "self", "domains": ["math"]}])
+def test_the_teacher_self_is_the_model_that_the_run_starts_from(teacher: object) -> None:
+    config = parse_run(MOPD | {"teachers": {"math": teacher}})
+    assert isinstance(config, MopdConfig) and config.teachers["math"].model == config.model
+    with pytest.raises(ConfigError, match="a teacher is a checkpoint"):
+        scratch = {"scratch": {"architecture": {}, "alphabet": "ab"}}
+        parse_run(MOPD | {"model": scratch, "teachers": {"math": teacher}})
