@@ -119,6 +119,8 @@ def read_row(row: Mapping[str, Any]) -> tuple[str, tuple[Constraint, ...]]:
     missing = [column for column in COLUMNS if column not in row]
     if missing:
         raise ValueError(f"its columns {', '.join(row)} lack {', '.join(missing)}, which IFEval's and IFBench's have")
+    if not isinstance(row["prompt"], str):
+        raise ValueError(f"its prompt is no text: {row['prompt']!r:.80}")
     names, arguments = row["instruction_id_list"], row["kwargs"]
     if not names or len(names) != len(arguments):
         raise ValueError(f"{len(names)} constraints and {len(arguments)} sets of arguments, not as many, or none")

@@ -8,7 +8,8 @@ thousand times slower (some 15 answers a second). Everything else goes to math-v
 - An answer uses the commands of ordinary answers, or those of the reference: no sums, integrals or binomials.
 - It is written in ASCII and a few mathematical signs, or in characters of the reference: no look-alikes.
 - Its length, and the size of the numbers in it, are bounded: no 10^{10^{10}}.
-- Units and bases (101_2) may be missing, which math-verify always allows, but not be others, which it does not see.
+- Units (of plain numbers) and bases (101_2) may be missing, which math-verify always allows, but not be others, which
+  it does not see.
 
 Why not math-verify's own time limits: they use the alarm that guards the grading process (`worker.py`), and cannot
 interrupt one long multiplication. The limit of the grading process can, and holds here too.
@@ -30,13 +31,17 @@ MAX_BITS, MAX_DEGREE = 20_000, 60  # of the numbers in an answer; of its polynom
 MAX_NODES = 80  # of a parsed answer
 
 
-@lru_cache(maxsize=10_000)  # the rollouts of one prompt agree often
 def judge(reference: str, answer: str) -> tuple[bool, str]:
     """Whether `answer` is `reference`, and if not, perhaps, in a few words why. Some answers take seconds."""
     if not answer.strip():
         return False, "empty"
     if len(answer) > max(MAX_LENGTH, 4 * len(reference)):
         return False, f"{len(answer)} characters are too many for an answer"
+    return _judge(reference, answer)
+
+
+@lru_cache(maxsize=10_000)  # the rollouts of one prompt agree often
+def _judge(reference: str, answer: str) -> tuple[bool, str]:
     if squeezed(answer) == squeezed(reference):
         return True, ""
     expected, given = number(reference), number(answer)
