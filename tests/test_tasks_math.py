@@ -185,6 +185,8 @@ def test_wrong_options_are_refused(options, message):
         ("a\n\n  x = 3 \n", ["x = 3"]),
         ("So she has 18 eggs.", ["So she has 18 eggs.", "18"]),
         ("It is $x+1$ then", ["It is $x+1$ then", "x+1"]),
+        (r"\boxed{(1,2)} $\boxed{(1,2)}$", ["(1,2)"]),
+        ("The answer is not obvious.\nLet us see:\n42", ["42"]),
         ("18 or 19", ["18 or 19"]),
         ("3 and 4", ["3 and 4"]),
     ],

@@ -42,6 +42,9 @@ def last_boxed(text: str) -> str | None:
     return boxes[-1] if boxes else None
 
 
+LINK, MAX_LINK = re.compile(r"[\s$,;()\\]*(?:and|or)?[\s$,;()\\]*"), 30
+
+
 def _boxes(text: str) -> list[str]:
     r"""What stands in each outermost \boxed{}; several with only "and", "or" or a comma between them are one list."""
     found: list[tuple[int, int, str]] = []  # start, end, content
@@ -57,8 +60,9 @@ def _boxes(text: str) -> list[str]:
     answers: list[str] = []
     before = None
     for start, end, content in found:
-        if before is not None and re.fullmatch(r"[\s$,;()\\]*(?:and|or)?[\s$,;()\\]*", text[before:start]):
-            answers[-1] += "" if squeezed(content) in map(squeezed, answers[-1].split(",")) else f",{content}"
+        if before is not None and start - before < MAX_LINK and LINK.fullmatch(text[before:start]):
+            listed = map(squeezed, (answers[-1], *answers[-1].split(",")))
+            answers[-1] += "" if squeezed(content) in listed else f",{content}"
         else:
             answers.append(content)
         before = end
@@ -66,10 +70,11 @@ def _boxes(text: str) -> list[str]:
 
 
 def _claims(text: str) -> list[str]:
-    """What follows "answer is", "answer:" or "####", up to the end of the sentence."""
+    """What follows "answer is", "answer:" or "####", up to the end of the sentence, if it says something outright."""
     claim = r"(?:\banswer(?:\s+is\b|\s*[:=])|####)[\s:*]*([^\n]*?)(?=\n|\banswer\b|####|\Z)"
     found = re.findall(claim, text, re.IGNORECASE)
-    return [sentence for said in found if (sentence := re.split(r"\.\s", said)[0].strip())]
+    sentences = [re.split(r"\.\s", said)[0].strip() for said in found]
+    return [sentence for sentence in sentences if sentence and not HEDGES.search(sentence)]
 
 
 def _line(line: str) -> list[str]:
