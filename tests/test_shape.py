@@ -128,7 +128,7 @@ def test_heavy_imports_stay_out_of_the_front_door() -> None:
         ".tasks.worker",
         ".evaluation",
     ]
-    heavy = ["torch", "transformers", "reasoning_gym", "matplotlib", "datasets", "pyarrow"]
+    heavy = ["torch", "transformers", "reasoning_gym", "matplotlib", "datasets", "pyarrow", "sympy", "langdetect"]
     script = (
         "import importlib, sys\n"
         f"for name in {light}: importlib.import_module('onepolicy' + name)\n"
