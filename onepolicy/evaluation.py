@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onepolicy.types import Array, Sample, Task
+from onepolicy.types import Array, Message, Sample, Task
 
 if TYPE_CHECKING:
     from onepolicy.engines.base import Engine, Sampling
@@ -169,17 +169,26 @@ def _summarise(task: Task, rollouts: Sequence[Sample]) -> Question:
         rewards_G=tuple(rewards_G),
         lengths_G=tuple(sample.length for sample in rollouts),
         finishes_G=tuple(sample.finish for sample in rollouts),
-        response=rollouts[0].response,
+        response=transcript(rollouts[0]),
         reason=rollouts[0].reason,
     )
 
 
 def prompt_text(task: Task) -> str:
     """The chat as a reader sees it: one user message as it is, else each with its role; media as [image]."""
-    texts = [_content_text(message["content"]) for message in task.messages]
+    return _chat_text(task.messages)
+
+
+def transcript(sample: Sample) -> str:
+    """What was said after the prompt, as a reader sees it: the response as it is, or all turns, each with its role."""
+    return _chat_text([*sample.history, {"role": "assistant", "content": sample.response}])
+
+
+def _chat_text(messages: Sequence[Message]) -> str:
+    texts = [_content_text(message["content"]) for message in messages]
     if len(texts) == 1:
         return texts[0]
-    return "\n\n".join(f"{m['role']}: {text}" for m, text in zip(task.messages, texts, strict=True))
+    return "\n\n".join(f"{m['role']}: {text}" for m, text in zip(messages, texts, strict=True))
 
 
 def _content_text(content: Any) -> str:

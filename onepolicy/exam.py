@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -14,11 +15,10 @@ from onepolicy.engines.text import Renderer
 from onepolicy.evaluation import Evaluation, evaluate
 from onepolicy.models import load_model, pick_device
 from onepolicy.progress import hush_transformers
-from onepolicy.session import EVAL_SEED, GOLDS
+from onepolicy.session import EVAL_SEED, GOLDS, graded
 from onepolicy.tasks.check import require_golds
 from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import Mixture
-from onepolicy.types import Sample
 
 
 class Exam:
@@ -47,8 +47,5 @@ class Exam:
         renderer = Renderer(tokenizer, model.generation_config)
         engine = LocalEngine(model, renderer, batch_size=self.config.rollout.batch_size)
         sampling = replace(self.sampling, temperature=setting.temperature)
-        return evaluate(engine, self.tasks, self._grade, setting.n, sampling, EVAL_SEED)
-
-    def _grade(self, samples: list[Sample]) -> None:
-        self.grader.submit(samples)
-        self.grader.collect()
+        grade = partial(graded, engine, self.grader, sampling)
+        return evaluate(engine, self.tasks, grade, setting.n, sampling, EVAL_SEED)

@@ -2,6 +2,10 @@
 
 A finished sample goes to the grading process at once, while the others are still being written; what comes back is in
 the order of the tasks. A rollout that failed is data, not a crash: finish "error", reward 0, the engine's reason.
+
+Where tasks have an environment, a sample is an episode: all that are under way write a turn in one batch, and each goes
+to its environment as soon as that has ended. The next turn waits for the slowest answer, so that what shares a batch,
+and with it the rounding of every number, is the same in every run.
 """
 
 from __future__ import annotations
@@ -13,8 +17,9 @@ import numpy as np
 from onepolicy.engines.base import Engine, Sampling
 from onepolicy.learner import Learner
 from onepolicy.objectives.advantages import AdvantageKind, group_advantages
+from onepolicy.objectives.weighting import turns
 from onepolicy.tasks.grading import Grader
-from onepolicy.types import Sample, Task, Want
+from onepolicy.types import Array, Sample, Task, Want
 
 STALE = ("rollout_kl", "clipped")  # what grows from one inner update to the next: also logged for the last
 
@@ -25,16 +30,28 @@ def rollout(
     """n graded samples of every task, ordered by task, then rollout."""
     samples = []
     for sample in engine.generate(tasks, n, sampling, seed=seed, version=version):
-        if sample.finish == "error":
-            sample.reward = 0.0
-        else:
-            grader.submit([sample])
+        _submit(grader, sample)
         samples.append(sample)
-    grader.collect()
+    play_on(engine, grader, sampling, seed=seed)
     samples.sort(key=lambda sample: (sample.group, sample.index))
     if len(samples) != len(tasks) * n:
         raise ValueError(f"the engine owed {len(tasks)} × {n} samples and gave {len(samples)}")
     return samples
+
+
+def play_on(engine: Engine, grader: Grader, sampling: Sampling, *, seed: int) -> None:
+    """Wait for the rewards of what was submitted. Episodes that go on get further turns until they have theirs too."""
+    while waiting := [sample for sample in grader.collect() if sample.reward is None]:
+        waiting.sort(key=lambda sample: (sample.group, sample.index))
+        for sample in engine.resume(waiting, sampling, seed=seed):
+            _submit(grader, sample)
+
+
+def _submit(grader: Grader, sample: Sample) -> None:
+    if sample.finish == "error":
+        sample.reward = 0.0
+    else:
+        grader.submit([sample])
 
 
 def groups_of(samples: Sequence[Sample]) -> list[list[Sample]]:
@@ -45,12 +62,30 @@ def groups_of(samples: Sequence[Sample]) -> list[list[Sample]]:
     return list(groups.values())
 
 
-def annotate_advantages(samples: Sequence[Sample], kind: AdvantageKind) -> None:
-    """Give every sample its outcome advantage: one number per group's reward, the same for all its tokens."""
+def annotate_advantages(samples: Sequence[Sample], kind: AdvantageKind, turn_weight: float = 0.0) -> None:
+    """Give every sample its outcome advantage: one number per group's reward, the same for all its tokens.
+
+    With a `turn_weight`, plus that times the advantages by turn, where the environment rewards turns.
+    """
     for group in groups_of(samples):
         rewards_G = np.array([_graded(sample) for sample in group])
-        for sample, advantage in zip(group, group_advantages(rewards_G, kind), strict=True):
-            sample.advantages_R = np.full(sample.length, advantage, dtype=np.float32)
+        turns_GR: Sequence[Array | float] = [0.0] * len(group)
+        if turn_weight and any(sample.turn_rewards for sample in group):
+            turns_GR = [turn_weight * turns_R for turns_R in turn_advantages(group, kind)]
+        for sample, advantage, turns_R in zip(group, group_advantages(rewards_G, kind), turns_GR, strict=True):
+            sample.advantages_R = (np.full(sample.length, advantage) + turns_R).astype(np.float32)
+
+
+def turn_advantages(group: Sequence[Sample], kind: AdvantageKind) -> list[Array]:
+    """[R] per sample: Σ over the token's turn and all later ones of the advantage of that turn's reward.
+
+    The rewards of all turns of all rollouts are one group (process supervision of GRPO, arXiv 2402.03300 §4.1.3). A
+    turn that the environment has not rewarded, since the episode broke off, has reward 0.
+    """
+    rewards = [np.append(sample.turn_rewards, np.zeros(sample.turns))[: sample.turns] for sample in group]
+    advantages = group_advantages(np.concatenate(rewards), kind)
+    parts = np.split(advantages, np.cumsum([sample.turns for sample in group])[:-1])
+    return [part[::-1].cumsum()[::-1][turns(sample.mask_T)] for part, sample in zip(parts, group, strict=True)]
 
 
 def learn(learner: Learner, samples: Sequence[Sample], inner_updates: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -18,14 +18,14 @@ import numpy as np
 import torch
 
 from onepolicy.config import LossConfig, ModelConfig, RunConfig
-from onepolicy.engines.base import Sampling
-from onepolicy.evaluation import Evaluation, evaluate, prompt_text
+from onepolicy.engines.base import Engine, Sampling
+from onepolicy.evaluation import Evaluation, evaluate, prompt_text, transcript
 from onepolicy.learner import Learner
 from onepolicy.models import pick_device
 from onepolicy.policy import Policy
 from onepolicy.preflight import check_identity
 from onepolicy.progress import hush_transformers, progress
-from onepolicy.rollout import rollout
+from onepolicy.rollout import play_on, rollout
 from onepolicy.runfolder import RunFolder, write_atomic
 from onepolicy.tasks import check_options
 from onepolicy.tasks.check import require_golds
@@ -183,7 +183,8 @@ class Session:
         tasks = [task for tasks in self.mixture.eval_tasks.values() for task in tasks]
         sampling = replace(self.sampling, temperature=config.temperature, noise=0.0)
         folder = folder or self.folder.path
-        result = evaluate((policy or self.policy).engine, tasks, self._grade, config.n, sampling, EVAL_SEED)
+        engine = (policy or self.policy).engine
+        result = evaluate(engine, tasks, partial(graded, engine, self.grader, sampling), config.n, sampling, EVAL_SEED)
         (folder / "eval").mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "eval" / f"{label}.json", result.to_json())
         return result
@@ -200,10 +201,6 @@ class Session:
     def home(self, name: str) -> Path:
         """Where a policy's model and evaluations go: the run's folder, or one per branch when there are several."""
         return self.folder.path if len(self.policies) == 1 else self.folder.path / "branches" / name
-
-    def _grade(self, samples: list[Sample]) -> None:
-        self.grader.submit(samples)
-        self.grader.collect()
 
     def _resume(self) -> int:
         """Restore the newest whole checkpoint, or start. Raises ValueError when a participant has changed since."""
@@ -243,6 +240,12 @@ class Session:
         self.folder.save_checkpoint(step, learners, facts)
 
 
+def graded(engine: Engine, grader: Grader, sampling: Sampling, samples: list[Sample]) -> None:
+    """Give the first turns of an evaluation their rewards, after further turns where there are any."""
+    grader.submit(samples)
+    play_on(engine, grader, sampling, seed=EVAL_SEED)
+
+
 def stream(purpose: str, *numbers: int) -> int:
     """The seed of one random stream; any other purpose or number gives an unrelated one."""
     digest = hashlib.blake2b(f"{purpose} {numbers}".encode(), digest_size=8).digest()
@@ -255,7 +258,10 @@ def spent(samples: Sequence[Sample]) -> tuple[int, int]:
 
 
 def per_domain(samples: Sequence[Sample]) -> dict[str, float]:
-    """Reward, length, truncated share and token share of each domain, and the mean reward."""
+    """Reward, length, truncated share and token share of each domain, and the mean reward.
+
+    Of episodes also how many turns they took, and how many tokens of their environment are in them, untrained.
+    """
     row: dict[str, float] = {}
     total = sum(sample.length for sample in samples)
     for domain in sorted({sample.task.domain for sample in samples}):
@@ -267,6 +273,9 @@ def per_domain(samples: Sequence[Sample]) -> dict[str, float]:
         row[f"length/{domain}"] = float(np.mean(lengths))
         row[f"truncated/{domain}"] = float(np.mean([sample.finish == "length" for sample in mine]))
         row[f"token_share/{domain}"] = sum(lengths) / max(1, total)
+        if any(sample.turns > 1 for sample in mine):
+            row[f"turns/{domain}"] = float(np.mean([sample.turns for sample in mine]))
+            row[f"observed/{domain}"] = float(np.mean([sample.observed for sample in mine]))
     everything = [sample.reward for sample in samples if sample.reward is not None]
     return row | ({"reward": float(np.mean(everything))} if everything else {})
 
@@ -276,7 +285,7 @@ def readable(sample: Sample, step: int) -> dict[str, Any]:
         "step": step,
         "domain": sample.task.domain,
         "prompt": prompt_text(sample.task),
-        "response": sample.response,
+        "response": transcript(sample),
         "reward": sample.reward,
         "reason": sample.reason,
         "finish": sample.finish,

@@ -6,6 +6,8 @@ model, saved and loaded by the ordinary calls.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -22,9 +24,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """One token per character of `alphabet`; any other character becomes <unk>."""
-    vocabulary = {token: i for i, token in enumerate((*SPECIALS, *dict.fromkeys(alphabet)))}
+def character_tokenizer(alphabet: str, roles: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token per character of `alphabet` and per further role; any other character becomes <unk>."""
+    markers = [f"<{role}>" for role in roles]
+    vocabulary = {token: i for i, token in enumerate((*SPECIALS, *dict.fromkeys(alphabet), *markers))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -33,14 +36,14 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
         pad_token=PAD,
         eos_token=END,
         unk_token=UNKNOWN,
-        additional_special_tokens=[SYSTEM, USER, ASSISTANT],
+        additional_special_tokens=[SYSTEM, USER, ASSISTANT, *markers],
         chat_template=CHAT_TEMPLATE,
     )
 
 
 def from_scratch(config: ScratchConfig, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A freshly initialised model and its tokenizer. The vocabulary size follows the tokenizer."""
-    tokenizer = character_tokenizer(config.alphabet)
+    tokenizer = character_tokenizer(config.alphabet, config.roles)
     architecture = dict(config.architecture)
     model_type = architecture.pop("model_type", None)
     if model_type is None:

@@ -28,26 +28,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Message = Mapping[str, Any]  # of a chat in transformers' format
+Answer = str | tuple[str, ...]  # what is said to a task: one text or, to an environment, one for each turn
 Finish = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One question of one domain. `messages` is a chat in transformers' format (dicts with role and content)."""
+    """One question of one domain. `messages` is a chat in transformers' format (dicts with role and content).
+
+    `tools` are JSON schemas of what the policy may call, as transformers' chat templates take them.
+    """
 
     id: str
     domain: str
-    messages: tuple[Mapping[str, Any], ...]
+    messages: tuple[Message, ...]
     reference: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A grader's verdict: a reward in [0, 1] and, in a few words, why."""
+    """A grader's verdict: a reward in [0, 1] and, in a few words, why.
+
+    An environment may also say what each turn was worth, in [0, 1].
+    """
 
     reward: float
     reason: str = ""
+    turn_rewards: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What an environment answers to a turn of the policy: messages of any role but the policy's own."""
+
+    messages: tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +108,8 @@ class Sample:
     `group` numbers the prompt within its batch and `index` the rollout within its group, so that samples that
     arrive as they finish can be put back in order. `logprobs_R` are those of the engine that wrote the tokens,
     under exactly the distribution it sampled from. `version` is the learner's step that wrote it.
+
+    Of an episode of several turns, `response` is the last one and `history` the chat between prompt and response.
     """
 
     task: Task
@@ -104,6 +123,8 @@ class Sample:
     version: int = 0
     reward: float | None = None
     reason: str = ""
+    history: tuple[Message, ...] = ()
+    turn_rewards: tuple[float, ...] = ()
     advantages_R: Array | None = None  # policy-gradient signal
     teacher: TokenScores | None = None
     old_logprobs_R: Array | None = None  # the learner's, before the first of several inner updates
@@ -126,9 +147,19 @@ class Sample:
         return int(self.mask_T.sum())
 
     @property
+    def turns(self) -> int:
+        """Runs of tokens that the policy wrote, parted by what it did not write."""
+        return int((self.mask_T[1:] & ~self.mask_T[:-1]).sum())
+
+    @property
     def prompt_length(self) -> int:
         """Tokens before the first one that the policy wrote."""
         return int(self.mask_T.argmax()) if self.length else len(self.mask_T)
+
+    @property
+    def observed(self) -> int:
+        """Tokens after the first one that the policy wrote which it did not write: its environment's."""
+        return len(self.mask_T) - self.prompt_length - self.length
 
 
 def scatter(values_R: Array, mask_T: Array) -> Array:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onepolicy.evaluation import prompt_text
+from onepolicy.evaluation import prompt_text, transcript
 from onepolicy.runfolder import write_atomic
 from onepolicy.types import Array, Sample, Task, Weights
 
@@ -84,7 +84,7 @@ def to_row(sample: Sample) -> Row:
     return {
         "task": sample.task.id,
         "question": prompt_text(sample.task),
-        "response": sample.response,
+        "response": transcript(sample),
         "reward": sample.reward,
         "reason": sample.reason,
         "finish": sample.finish,

@@ -108,6 +108,7 @@ def test_the_defaults_of_rlvr_are_the_vetted_ones() -> None:
     own = {
         "recipe": "rlvr",
         "advantage": "grpo",
+        "turn_weight": 0.0,
         "max_draws": 1,
         "overlong": "keep",
         "reference_kl": 0.0,
@@ -139,6 +140,7 @@ def test_the_defaults_of_mopd_are_the_vetted_ones() -> None:
         "outcome_weight.end": 0,
         "outcome_weight.steps": 1,
         "advantage": "grpo",
+        "turn_weight": 0.0,
         "inner_updates": 1,
         "check.warn_reverse_kl": 0.15,
         "check.warn_overlap": 0.6,

@@ -21,10 +21,14 @@ from onepolicy.config.strict import Strict, did_you_mean
 
 
 class ScratchConfig(Strict):
-    """A model built from a config instead of loaded: `architecture` goes to transformers' AutoConfig as it is."""
+    """A model built from a config instead of loaded: `architecture` goes to transformers' AutoConfig as it is.
+
+    `roles` are those that chats have beside system, user and assistant, for example tool; a token each.
+    """
 
     architecture: dict[str, Any]
     alphabet: str = Field(min_length=2, description="characters of the tokenizer, one token each")
+    roles: tuple[Annotated[str, Field(pattern="^[a-z]+$")], ...] = ()
 
 
 class ModelConfig(Strict):

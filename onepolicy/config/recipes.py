@@ -63,6 +63,7 @@ class ReinforcedConfig(DiagnosedConfig):
     rollout: TrainingRolloutConfig = TrainingRolloutConfig()
     loss: LossConfig = LossConfig()
     advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = "grpo"
+    turn_weight: NonNegativeFloat = Field(0.0, description="of the rewards that environments give to single turns")
     max_draws: PositiveInt = Field(1, description="dynamic sampling: draw up to this many batches to fill one")
     overlong: Literal["keep", "mask"] = Field("keep", description="train on truncated responses, or mask them")
     inner_updates: PositiveInt = 1
@@ -144,6 +145,7 @@ class MopdConfig(TaughtConfig, DiagnosedConfig):
     distill_weight: ScheduleConfig = ScheduleConfig(start=1, end=1, steps=1)
     outcome_weight: ScheduleConfig = ScheduleConfig(start=0, end=0, steps=1)
     advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = "grpo"
+    turn_weight: NonNegativeFloat = Field(0.0, description="of turns' rewards, as part of the outcome term")
     inner_updates: PositiveInt = 1
     balance: BalanceConfig = BalanceConfig()
     check: CheckConfig = CheckConfig()

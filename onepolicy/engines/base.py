@@ -49,6 +49,15 @@ class Engine(Protocol):
         """
         ...
 
+    def resume(self, samples: Sequence[Sample], sampling: Sampling, *, seed: int) -> Iterator[Sample]:
+        """Write another turn of each sample, whose `history` ends with an answer that its tokens do not have yet.
+
+        Appends in place the environment's answer (mask false) and the new turn, and yields the sample as soon as that
+        ends. Where no token fits any more (the limit is of all turns together), the tokens stay as they are and
+        `finish` becomes "length". `seed` is that of `generate`.
+        """
+        ...
+
 
 class Scorer(Protocol):
     def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:

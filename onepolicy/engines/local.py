@@ -16,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from onepolicy.engines.base import Sampling
-from onepolicy.engines.text import Renderer
+from onepolicy.engines.forward import evaluating
+from onepolicy.engines.text import Renderer, unread
 from onepolicy.types import Finish, Sample, Task
 
 PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")  # names: transformers 5.17 lacks the last
@@ -78,14 +80,32 @@ class LocalEngine:
     ) -> Iterator[Sample]:
         """See Engine.generate. Samples come as they end; put them in order by (group, index)."""
         rows = [row for group, task in enumerate(tasks) for row in self._rows(task, group, n, sampling, seed)]
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             for row in self._write(rows, sampling):
                 yield self._sample(row, version)
-        finally:
-            for module in training:
-                module.training = True
+
+    def resume(self, samples: Sequence[Sample], sampling: Sampling, *, seed: int) -> Iterator[Sample]:
+        """See Engine.resume. Every row reads its whole history again: no cache is kept between turns."""
+        rows = [self._next_turn(number, sample, sampling, seed) for number, sample in enumerate(samples)]
+        with evaluating(self.model):
+            for row in self._write(rows, sampling):
+                sample = samples[row.group]
+                if row.tokens:
+                    append_turn(sample, self._sample(row, sample.version))
+                sample.finish, sample.reason = row.finish or "error", row.reason
+                yield sample
+
+    def _next_turn(self, number: int, sample: Sample, sampling: Sampling, seed: int) -> Row:
+        """A row that goes on with the sample's own random numbers. Its group is its number: no two read the same."""
+        prompt, reason = sample.token_ids_T.tolist(), ""
+        try:
+            prompt += self.renderer.answer_ids(sample.task, unread(sample.history))
+        except ValueError as error:
+            reason = str(error)
+        limit = min(sampling.limit(sample.task.domain) - sample.length, self.context - len(prompt))
+        finish: Finish | None = "error" if reason else "length" if limit < 1 else None
+        own = islice(uniforms(seed, sample.group, sample.index), sample.length, None)
+        return Row(sample.task, number, sample.index, prompt, limit, own, finish=finish, reason=reason)
 
     def _rows(self, task: Task, group: int, n: int, sampling: Sampling, seed: int) -> list[Row]:
         prompt, reason = [], ""
@@ -284,6 +304,14 @@ class Batch:
         ):  # Mamba's models take another kind, and drop ours
             raise ValueError(f"{type(self.model).__name__} did not use the cache it was given: it cannot write here")
         return output.logits[:, -1].float()
+
+
+def append_turn(sample: Sample, turn: Sample) -> None:
+    """Let `sample` become all of `turn`, whose prompt is that sample and its environment's answer."""
+    turn.mask_T[: len(sample.mask_T)] = sample.mask_T
+    sample.token_ids_T, sample.mask_T = turn.token_ids_T, turn.mask_T
+    sample.logprobs_R = np.concatenate([sample.logprobs_R, turn.logprobs_R])
+    sample.response = turn.response
 
 
 def uniforms(seed: int, group: int, index: int) -> Iterator[float]:

@@ -47,4 +47,4 @@ def annotate_distillation(samples: list[Sample], teachers: Routed, config: MopdC
         sample.weights = Weights(pg=config.outcome_weight.at(step), distill=config.distill_weight.at(step))
     if config.loss.distill.weighting.max_disagreement is not None:
         annotate_disagreement(samples, teachers)
-    annotate_advantages(samples, config.advantage)
+    annotate_advantages(samples, config.advantage, config.turn_weight)

@@ -40,7 +40,7 @@ def rlvr(config: RlvrConfig) -> None:
 
 def annotate_reinforcement(samples: list[Sample], config: ReinforcedConfig) -> None:
     """Advantages by group, and weight 1, or 0 for a truncated response if those are masked."""
-    annotate_advantages(samples, config.advantage)
+    annotate_advantages(samples, config.advantage, config.turn_weight)
     for sample in samples:
         masked = config.overlong == "mask" and sample.finish == "length"
         sample.weights = Weights(pg=0.0 if masked else 1.0)

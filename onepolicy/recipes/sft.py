@@ -2,8 +2,8 @@
 
     L = − mean over the demonstrated tokens of log π_θ(y_t)
 
-Demonstrations come from the task sources (`TaskSource.demonstration`). Left out: packing, which does not pay at
-length-sorted micro-batches.
+Demonstrations come from the task sources (`TaskSource.demonstration`). Of an episode all turns are imitated, and
+nothing that its environment answers. Left out: packing, which does not pay at length-sorted micro-batches.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ def sft(config: SftConfig) -> None:
     with Session(config, LossConfig(reduction="token")) as session:
 
         def demonstrate(task: Task) -> Sample:
-            answer = session.mixture.demonstration(task)
-            if answer is None:
+            chat = session.mixture.demonstrated(task)
+            if chat is None:
                 raise ValueError(f"domain {task.domain!r} has no demonstrations to imitate: give it a source with some")
-            token_ids_T, mask_T = session.policy.renderer.demonstration(task, answer)
+            token_ids_T, mask_T = session.policy.renderer.demonstration(task, chat)
             written = np.zeros(int(mask_T.sum()), dtype=np.float32)
-            return Sample(task, token_ids_T, mask_T, written, response=answer, weights=Weights(ce=1.0))
+            history, response = chat[:-1], chat[-1]["content"]
+            return Sample(task, token_ids_T, mask_T, written, response, history=history, weights=Weights(ce=1.0))
 
         for step in session.steps():
             samples = [demonstrate(task) for task in session.mixture.draw(config.batch_size)]

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from onepolicy.config import ConfigError, DomainConfig, TasksConfig, did_you_mean
-from onepolicy.tasks.base import EVAL_SEED, SourceOptions, TaskSource
+from onepolicy.tasks.base import EVAL_SEED, Source, SourceOptions
+from onepolicy.tasks.calculator import CalculatorOptions, CalculatorSource
+from onepolicy.tasks.code import CodeOptions, CodeSource
 from onepolicy.tasks.custom import CustomOptions, custom_source
 from onepolicy.tasks.instruction import InstructionOptions, InstructionSource
 from onepolicy.tasks.letters import LettersOptions, LettersSource
@@ -19,14 +21,14 @@ from onepolicy.tasks.math import MathOptions, MathSource
 from onepolicy.tasks.reasoning_gym import ReasoningGymOptions, ReasoningGymSource
 from onepolicy.tasks.records import RecordsOptions, RecordsSource
 
-__all__ = ["EVAL_SEED", "KINDS", "TaskSource", "build_eval_source", "build_source", "check_options", "read_options"]
+__all__ = ["EVAL_SEED", "KINDS", "Source", "build_eval_source", "build_source", "check_options", "read_options"]
 
 
 class Kind(NamedTuple):
     """One way to get tasks: its options, and what builds a source of (domain, options, seed)."""
 
     options: type[SourceOptions]
-    source: Callable[[str, Any, int], TaskSource]
+    source: Callable[[str, Any, int], Source]
 
 
 KINDS: dict[str, Kind] = {
@@ -35,6 +37,8 @@ KINDS: dict[str, Kind] = {
     "instruction": Kind(InstructionOptions, InstructionSource),
     "math": Kind(MathOptions, MathSource),
     "records": Kind(RecordsOptions, RecordsSource),
+    "calculator": Kind(CalculatorOptions, CalculatorSource),
+    "code": Kind(CodeOptions, CodeSource),
     "custom": Kind(CustomOptions, custom_source),
 }
 
@@ -55,13 +59,13 @@ def read_options(name: str, config: TasksConfig) -> SourceOptions:
         raise ConfigError("\n".join(_line(place, fault) for fault in error.errors())) from None
 
 
-def build_source(name: str, config: TasksConfig, seed: int) -> TaskSource:
+def build_source(name: str, config: TasksConfig, seed: int) -> Source:
     """The source that training draws from in domain `name`. Raises ConfigError as `read_options` does."""
     options = read_options(name, config)
     return KINDS[config.kind].source(name, options, seed)
 
 
-def build_eval_source(name: str, config: TasksConfig) -> TaskSource:
+def build_eval_source(name: str, config: TasksConfig) -> Source:
     """The source that evaluation draws from: the same for every run's seed."""
     options = read_options(name, config).held_out()
     return KINDS[config.kind].source(name, options, EVAL_SEED)

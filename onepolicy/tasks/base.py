@@ -1,6 +1,7 @@
 """What a task source is: it draws questions, knows good answers to them, and grades any answer.
 
 To add one: a file in this folder with an options class and a source class, and one line in `tasks/__init__.py`.
+A source whose tasks take several turns is an Environment: instead of grading an answer, it starts an Episode.
 Here also: the few helpers that sources share. Nothing here knows how grading is bounded; that is `grading.py`.
 """
 
@@ -12,10 +13,11 @@ import os
 import random
 import string
 import sys
-from typing import Any, Protocol, Self
+from collections.abc import Sequence
+from typing import Any, Protocol, Self, runtime_checkable
 
 from onepolicy.config import Strict, did_you_mean
-from onepolicy.types import Grade, Task
+from onepolicy.types import Answer, Grade, Message, Task
 
 EVAL_SEED = (
     2**31 - 1
@@ -26,7 +28,8 @@ class TaskSource(Protocol):
     """The questions of one domain. Everything is a function of the options, the seed and the index alone.
 
     A source may also have `prepare()`: what takes long the first time (imports), done by the grading process before the
-    first answer's clock starts.
+    first answer's clock starts. One whose grading mostly waits for other processes may have `threads`, how many answers
+    are graded at once; it bounds the time of each itself, by `time_limit_s`. And `notes()`, lines that a check shows.
     """
 
     def draw(self, index: int) -> Task:
@@ -49,6 +52,48 @@ class TaskSource(Protocol):
         ...
 
 
+class Episode(Protocol):
+    """One task under way. Deterministic in what it is told, so that it can be played again after a crash.
+
+    May raise or hang in either method: the grading process, where episodes live, bounds both.
+    """
+
+    def step(self, text: str) -> str | Sequence[Message] | Grade:
+        """Take a turn of the policy, any text whatever. A Grade ends the episode.
+
+        Else the answer: messages for the chat template (not of the assistant's role), or a string, which is one
+        message of the role `tool`.
+        """
+        ...
+
+    def stop(self) -> Grade:
+        """The grade when the policy may not go on: it has used up its turns or its tokens."""
+        ...
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """A source of tasks that take turns: like TaskSource, but for `start` in the place of `grade`.
+
+    Answers to imitate and gold answers are tuples, a text for every turn. `max_turns` is how many a policy may take.
+    """
+
+    max_turns: int
+
+    def draw(self, index: int) -> Task: ...
+
+    def start(self, task: Task) -> Episode:
+        """A fresh episode; like `grade`, from what rides on the task alone."""
+        ...
+
+    def gold(self, task: Task) -> Answer | None: ...
+
+    def demonstration(self, task: Task) -> Answer | None: ...
+
+
+Source = TaskSource | Environment
+
+
 class SourceOptions(Strict):
     """Base of every source's options: what may stand beside `kind` in the configuration."""
 
@@ -63,17 +108,27 @@ class GraderBug(ValueError):
 
 def as_grade(value: Any, grader: str) -> Grade:
     """A grader's return value as a Grade: a number, (number, reason) or a Grade. Raises GraderBug on anything else."""
+    turn_rewards: tuple[Any, ...] = ()
     if isinstance(value, Grade):
-        reward, reason = value.reward, value.reason
+        reward, reason, turn_rewards = value.reward, value.reason, value.turn_rewards
     elif isinstance(value, tuple) and len(value) == 2:
         reward, reason = value
     else:
         reward, reason = value, ""
-    if hasattr(reward, "item"):  # a numpy scalar
-        reward = reward.item()
-    if not isinstance(reward, numbers.Real) or not 0 <= reward <= 1:  # nan fails the comparison
-        raise GraderBug(f"{grader} returned {value!r:.200}: a reward is a number in [0, 1], or (number, reason)")
-    return Grade(float(reward), str(reason))
+    try:
+        return Grade(_reward(reward), str(reason), tuple(map(_reward, turn_rewards)))
+    except ValueError:
+        raise GraderBug(
+            f"{grader} returned {value!r:.200}: a reward is a number in [0, 1], or (number, reason)"
+        ) from None
+
+
+def _reward(value: Any) -> float:
+    if hasattr(value, "item"):  # a numpy scalar
+        value = value.item()
+    if not isinstance(value, numbers.Real) or not 0 <= (number := float(value)) <= 1:  # nan fails the comparison
+        raise ValueError
+    return number
 
 
 def seeded(*parts: str | int) -> random.Random:

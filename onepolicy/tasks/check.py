@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onepolicy.config import DomainConfig
 from onepolicy.tasks import build_source
-from onepolicy.tasks.base import TaskSource
+from onepolicy.tasks.base import Source
 from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import prompt_key
-from onepolicy.types import Grade, Task
+from onepolicy.types import Answer, Grade, Task
 
-GradeAll = Callable[[Sequence[tuple[Task, str]]], list[Grade]]  # such as Grader.grade
+GradeAll = Callable[[Sequence[tuple[Task, Answer]]], list[Grade]]  # such as Grader.grade
 MAX_FAILURES_SHOWN = 3
 WARN_MAJORITY, WARN_EMPTY, WARN_DISTINCT = 0.5, 0.05, 0.5
 
@@ -29,10 +30,11 @@ class SourceReport:
     gold_right: int  # gold answers that scored 1.0
     failures: tuple[str, ...]  # the first gold answers that did not
     empty_reward: float
-    constant: str  # the most frequent gold answer ("0" when there is none)
+    constant: Answer  # the most frequent gold answer ("0" when there is none)
     constant_share: float  # of the gold answers that it is
     constant_reward: float
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what the source itself has to say: in which sandbox its answers run
 
     @property
     def ok(self) -> bool:
@@ -40,7 +42,7 @@ class SourceReport:
         return self.gold_right + self.without_gold == self.drawn
 
 
-def check_source(source: TaskSource, n: int, grade: GradeAll) -> SourceReport:
+def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
     """Draw n tasks and grade their golds, the empty answer and the most frequent gold."""
     tasks = [source.draw(index) for index in range(n)]
     golds = [(task, gold) for task in tasks if (gold := source.gold(task)) is not None]
@@ -58,6 +60,7 @@ def check_source(source: TaskSource, n: int, grade: GradeAll) -> SourceReport:
         constant=constant,
         constant_share=count / len(golds) if golds else 0.0,
         constant_reward=_mean(grade([(task, constant) for task in tasks])),
+        notes=tuple(source.notes()) if hasattr(source, "notes") else (),
     )
     return replace(report, warnings=tuple(_warnings(report)))
 
@@ -69,10 +72,15 @@ def check_domains(domains: Mapping[str, DomainConfig], n: int) -> dict[str, Sour
         return {name: check_source(source, n, grader.grade) for name, source in sources.items()}
 
 
-def require_golds(sources: Mapping[str, TaskSource], n: int, grade: GradeAll) -> None:
-    """Raises ValueError for a domain whose own answers do not score 1.0."""
+def require_golds(sources: Mapping[str, Source], n: int, grade: GradeAll) -> None:
+    """Raises ValueError for a domain whose own answers do not score 1.0. What sources have to say goes to stderr."""
+    notes: set[str] = set()
     for name, source in sources.items():
         found = check_source(source, n, grade)
+        for note in found.notes:
+            if note not in notes:
+                print(note, file=sys.stderr)
+        notes.update(found.notes)
         if not found.ok:
             raise ValueError(
                 f"domain {name!r}: gold answers do not score 1.0, so its rewards mean nothing: "
@@ -80,7 +88,7 @@ def require_golds(sources: Mapping[str, TaskSource], n: int, grade: GradeAll) ->
             )
 
 
-def _failure(task: Task, gold: str, verdict: Grade) -> str:
+def _failure(task: Task, gold: Answer, verdict: Grade) -> str:
     reason = f" ({verdict.reason})" if verdict.reason else ""
     return f"{task.id}: gold answer {gold!r:.100} scores {verdict.reward:g}{reason}"
 

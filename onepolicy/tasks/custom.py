@@ -2,7 +2,8 @@
 
     tasks: {kind: custom, source: "my_tasks:Riddles", options: {level: 3}}
 
-The class is called as `Riddles(domain=..., seed=..., level=3)` and has the four methods of `base.TaskSource`.
+The class is called as `Riddles(domain=..., seed=..., level=3)` and has the four methods of `base.TaskSource`, or is a
+`base.Environment`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any, Self, cast
 
 from pydantic import Field, model_validator
 
-from onepolicy.tasks.base import SourceOptions, TaskSource, load_object
+from onepolicy.tasks.base import Source, SourceOptions, load_object
 
-METHODS = ("draw", "grade", "gold", "demonstration")
+METHODS = ("draw", "grade", "gold", "demonstration")  # an environment has `start` instead of `grade`
 
 
 class CustomOptions(SourceOptions):
@@ -26,7 +27,9 @@ class CustomOptions(SourceOptions):
     @model_validator(mode="after")
     def _class_takes_the_options(self) -> Self:
         source = load_object(self.source)
-        missing = [method for method in METHODS if not callable(getattr(source, method, None))]
+        instead = {"grade": "start"} if hasattr(source, "start") else {}
+        methods = [instead.get(method, method) for method in METHODS]
+        missing = [method for method in methods if not callable(getattr(source, method, None))]
         if missing:
             raise ValueError(f"{self.source} is no task source, it lacks {', '.join(missing)}")
         try:
@@ -36,6 +39,9 @@ class CustomOptions(SourceOptions):
         return self
 
 
-def custom_source(domain: str, options: CustomOptions, seed: int) -> TaskSource:
+def custom_source(domain: str, options: CustomOptions, seed: int) -> Source:
     """Call the user's class."""
-    return cast(TaskSource, load_object(options.source)(domain=domain, seed=seed, **options.options))
+    source = load_object(options.source)(domain=domain, seed=seed, **options.options)
+    if hasattr(source, "start") and not hasattr(source, "max_turns"):
+        raise ValueError(f"{options.source} starts episodes, and needs max_turns, how many turns the policy may take")
+    return cast(Source, source)

@@ -5,6 +5,8 @@
         ...
         grader.collect()            # waits, and sets reward and reason of all that was submitted
 
+A sample whose domain is an Environment has taken a turn of an episode: while that goes on, it gets no reward but the
+environment's answer, in its `history`; write its next turn and submit it again. Episodes live in the process too.
 A bad answer is data: one that makes its grader raise, hang, crash or devour memory gets reward 0 and a reason, and the
 rest of the batch is graded as if nothing had happened. A reward outside [0, 1] is the grader's fault and an error.
 What this is not: a sandbox. Graders here may read files and open connections; code written by a model needs more.
@@ -27,17 +29,31 @@ import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import IO, Any, Self, cast
+from typing import IO, Any, NamedTuple, Self, cast
 
 from onepolicy.config import DomainConfig, TasksConfig, did_you_mean
 from onepolicy.tasks.base import GraderBug
-from onepolicy.types import Grade, Sample, Task
+from onepolicy.tasks.episodes import said
+from onepolicy.types import Answer, Grade, Message, Observation, Sample, Task
 
 MAX_RESPONSE = 1_000_000  # characters; of a longer answer the grader sees the end, where the result stands
 BATCH_ITEMS, BATCH_CHARACTERS = 512, 4_000_000  # of one message to the worker
 START_LIMIT_S = 120.0  # imports and building the sources
 
-Item = tuple[Task, str]  # a task and the response to it
+
+class Item(NamedTuple):
+    """What the policy says to a task: one text or, where an Environment takes them, turns after those of `history`.
+
+    `over`: no turn can follow, so that the reply must be a grade.
+    """
+
+    task: Task
+    turns: tuple[str, ...]
+    history: tuple[Message, ...] = ()
+    over: bool = True
+
+
+Reply = Grade | Observation
 
 
 class GradingError(RuntimeError):
@@ -54,7 +70,7 @@ class Grader:
         if time_limit_s <= 0 or memory_limit_gib <= 0:
             raise ValueError(f"limits must be positive, got {time_limit_s} s and {memory_limit_gib} GiB")
         self._names = list(domains)
-        self._pending: list[tuple[list[Sample], Future[list[Grade]]]] = []
+        self._pending: list[tuple[list[Sample], Future[list[Reply]]]] = []
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         tasks = {name: config.tasks for name, config in domains.items()}
         worker = _Worker(tasks, time_limit_s, memory_limit_gib)
@@ -65,33 +81,42 @@ class Grader:
     def submit(self, samples: Sequence[Sample]) -> None:
         """Queue samples for grading and return at once. Raises ValueError on a domain that is not this grader's."""
         samples = list(samples)
-        self._pending.append((samples, self._enqueue([(sample.task, sample.response) for sample in samples])))
+        self._pending.append((samples, self._enqueue([_item(sample) for sample in samples])))
 
     def collect(self) -> list[Sample]:
         """Wait for all that was submitted, set `reward` and `reason`, and return the samples in submission order.
 
+        The reward of an episode that goes on stays None; its response goes into `history`, and the answer behind it.
         Raises GraderBug (a ValueError) when a grader returned no valid reward, GradingError when the process fails.
         """
         pending, self._pending = self._pending, []
         graded = []
         for samples, future in pending:
-            for sample, grade in zip(samples, future.result(), strict=True):
-                sample.reward, sample.reason = grade.reward, grade.reason
+            for sample, reply in zip(samples, future.result(), strict=True):
+                if isinstance(reply, Grade):
+                    sample.reward, sample.reason = reply.reward, reply.reason
+                    sample.turn_rewards = reply.turn_rewards
+                else:
+                    sample.history = (*sample.history, said(sample.response), *reply.messages)
+                    sample.response = ""
                 graded.append(sample)
         return graded
 
-    def grade(self, items: Sequence[Item]) -> list[Grade]:
-        """Grade now and wait: one Grade per (task, response), in order. Raises as `collect` does."""
-        return self._enqueue(list(items)).result()
+    def grade(self, items: Sequence[tuple[Task, Answer]]) -> list[Grade]:
+        """Grade now and wait: one Grade per (task, answer), in order. Raises as `collect` does."""
+        whole = [Item(task, (answer,) if isinstance(answer, str) else tuple(answer)) for task, answer in items]
+        return cast(list[Grade], self._enqueue(whole).result())  # since they are over
 
-    def _enqueue(self, items: list[Item]) -> Future[list[Grade]]:
-        for task, _ in items:
-            if task.domain not in self._names:
-                raise ValueError(f"no grader for domain {task.domain!r}: {did_you_mean(task.domain, self._names)}")
+    def _enqueue(self, items: list[Item]) -> Future[list[Reply]]:
+        for item in items:
+            name = item.task.domain
+            if name not in self._names:
+                raise ValueError(f"no grader for domain {name!r}: {did_you_mean(name, self._names)}")
         if not self.close.alive:
             raise GradingError("this grader was closed")
-        future: Future[list[Grade]] = Future()
-        self._jobs.put(([(task, response[-MAX_RESPONSE:]) for task, response in items], future))
+        future: Future[list[Reply]] = Future()
+        short = [item._replace(turns=tuple(text[-MAX_RESPONSE:] for text in item.turns)) for item in items]
+        self._jobs.put((short, future))
         return future
 
     def __enter__(self) -> Self:
@@ -101,7 +126,14 @@ class Grader:
         self.close()
 
 
-_Job = tuple[list[Item], "Future[list[Grade]]"]
+_Job = tuple[list[Item], "Future[list[Reply]]"]
+
+
+def _item(sample: Sample) -> Item:
+    """A sample that has come to its end by a limit has no next turn, and perhaps none that is new."""
+    over = sample.finish != "stop"
+    turns = () if over and sample.history and not sample.response else (sample.response,)
+    return Item(sample.task, turns, sample.history, over)
 
 
 def _serve(jobs: queue.SimpleQueue[_Job | None], worker: _Worker) -> None:
@@ -150,10 +182,11 @@ def _batches(items: list[Item]) -> list[list[Item]]:
     batches: list[list[Item]] = []
     characters = 0
     for item in items:
-        characters += len(item[1])
+        length = sum(map(len, item.turns)) + sum(len(message["content"]) for message in item.history)
+        characters += length
         if not batches or len(batches[-1]) == BATCH_ITEMS or characters > BATCH_CHARACTERS:
             batches.append([])
-            characters = len(item[1])
+            characters = length
         batches[-1].append(item)
     return batches
 
@@ -170,9 +203,9 @@ class _Worker:
         self._closed = False
         self._lock = threading.Lock()  # between starting and killing
 
-    def grade(self, batch: list[Item]) -> list[Grade]:
+    def grade(self, batch: list[Item]) -> list[Reply]:
         """Grade a batch, restarting the process after each answer that broke it."""
-        grades: list[Grade] = []
+        grades: list[Reply] = []
         while len(grades) < len(batch):
             self.start()
             failure = self._converse(batch[len(grades) :], grades)
@@ -219,7 +252,7 @@ class _Worker:
             )
             self._lines = _Lines(ours)
 
-    def _converse(self, batch: list[Item], grades: list[Grade]) -> str | None:
+    def _converse(self, batch: list[Item], grades: list[Reply]) -> str | None:
         """Append a grade per answer; stop at the first that breaks the process and return why."""
         expected = len(grades) + len(batch)
         try:
@@ -227,10 +260,12 @@ class _Worker:
             self._lines.link.sendall(pickle.dumps(batch, pickle.HIGHEST_PROTOCOL))
             while len(grades) < expected:
                 verdict = self._lines.next(self.time_limit_s)
+                if "busy" in verdict:  # one turn of several is taken
+                    continue
                 if "bug" in verdict:
                     self.kill()
                     raise GraderBug(verdict["bug"])
-                grades.append(Grade(verdict["reward"], verdict["reason"]))
+                grades.append(_reply(verdict))
                 if verdict.get("fatal"):
                     self.kill()
                     return None
@@ -257,6 +292,12 @@ class _Worker:
             self._closed = True
             if (process := self._process) is not None:
                 _kill_group(process)
+
+
+def _reply(verdict: Mapping[str, Any]) -> Reply:
+    if "messages" in verdict:
+        return Observation(tuple(verdict["messages"]))
+    return Grade(verdict["reward"], verdict["reason"], tuple(verdict.get("turn_rewards", ())))
 
 
 class _Lines:

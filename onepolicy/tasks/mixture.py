@@ -13,8 +13,9 @@ from typing import Any
 
 from onepolicy.config import DomainConfig
 from onepolicy.tasks import build_eval_source, build_source
-from onepolicy.tasks.base import TaskSource
-from onepolicy.types import Task
+from onepolicy.tasks.base import Environment, Source
+from onepolicy.tasks.episodes import demonstrated, said
+from onepolicy.types import Answer, Message, Task
 
 WINDOW = 1000  # draws over which rejections are counted
 MAX_REJECTED = 0.9  # of a window: beyond, the question space is too small to be worth drawing from
@@ -40,7 +41,7 @@ class Domain:
     def __init__(self, name: str, config: DomainConfig, seed: int) -> None:
         """Draws the held-out tasks. Raises ConfigError on bad options, ValueError on too few distinct prompts."""
         self.name = name
-        self.source: TaskSource = build_source(name, config.tasks, seed)
+        self.source: Source = build_source(name, config.tasks, seed)
         self.eval_tasks = first_distinct(build_eval_source(name, config.tasks), config.eval_size, name)
         self.cursor = 0  # the next index to draw
         self._held_out = {prompt_key(task) for task in self.eval_tasks}
@@ -69,7 +70,7 @@ class Domain:
             self._seen = self._rejected = 0
 
 
-def first_distinct(source: TaskSource, count: int, name: str) -> list[Task]:
+def first_distinct(source: Source, count: int, name: str) -> list[Task]:
     """The first `count` tasks with distinct prompts. Raises ValueError when a window of draws brings too few new ones.
 
     `name` is the domain's, for the message.
@@ -104,7 +105,7 @@ class Mixture:
         self.drawn = dict.fromkeys(domains, 0)
 
     @property
-    def sources(self) -> dict[str, TaskSource]:
+    def sources(self) -> dict[str, Source]:
         return {name: domain.source for name, domain in self.domains.items()}
 
     @property
@@ -123,13 +124,23 @@ class Mixture:
         self.drawn[name] += 1
         return name
 
-    def gold(self, task: Task) -> str | None:
+    def gold(self, task: Task) -> Answer | None:
         """An answer that scores 1.0, from the source of the task's domain; None when it knows none."""
         return self.domains[task.domain].source.gold(task)
 
-    def demonstration(self, task: Task) -> str | None:
+    def demonstration(self, task: Task) -> Answer | None:
         """The answer to imitate, from the source of the task's domain; None when there is none."""
         return self.domains[task.domain].source.demonstration(task)
+
+    def demonstrated(self, task: Task) -> tuple[Message, ...] | None:
+        """The chat to imitate behind the prompt: an answer or, of an episode, turns and what is answered to them."""
+        answer = self.demonstration(task)
+        if answer is None:
+            return None
+        source, turns = self.domains[task.domain].source, (answer,) if isinstance(answer, str) else answer
+        if isinstance(source, Environment):
+            return demonstrated(source, task, turns)
+        return tuple(map(said, turns))
 
     def state(self) -> dict[str, dict[str, int]]:
         """Where every domain stands, as plain numbers."""

@@ -1,8 +1,10 @@
 """The process that grades, started by `grading.py` as `python -m onepolicy.tasks.worker FD`; not for use by hand.
 
-Over the socket FD come pickles from the trusted parent: first the setup, then batches of (task, response). Back go
-JSON lines, one as soon as each answer is graded, so that a hang names its culprit. JSON, because a grader that
-evaluates answers is at their mercy: whatever an answer may write here, it cannot run code in the parent.
+Over the socket FD come pickles from the trusted parent: first the setup, then batches of `grading.Item`. Back go
+JSON lines, one as soon as each answer is graded, so that a hang names its culprit; "busy" before it, after each turn of
+an episode, and again and again while a source is at work that bounds its own time (of such a source, several answers
+are graded at once). JSON, because a grader that evaluates answers is at their mercy: whatever an answer may write here,
+it cannot run code in the parent.
 """
 
 from __future__ import annotations
@@ -14,11 +16,16 @@ import resource
 import signal
 import socket
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from onepolicy.tasks import build_source
-from onepolicy.tasks.base import GraderBug, TaskSource, as_grade
-from onepolicy.types import Task
+from onepolicy.tasks.base import Environment, GraderBug, Source, as_grade
+from onepolicy.tasks.episodes import Episodes
+from onepolicy.tasks.grading import Item
+from onepolicy.types import Grade, Observation
 
 MAX_REASON = 500  # characters
 
@@ -29,7 +36,7 @@ def main(fd: int) -> None:
     stream = link.makefile("rb")
     setup = pickle.load(stream)
     try:
-        sources = {name: build_source(name, config, seed=0) for name, config in setup["tasks"].items()}
+        sources: dict[str, Any] = {name: build_source(name, config, seed=0) for name, config in setup["tasks"].items()}
         for source in sources.values():
             getattr(source, "prepare", lambda: None)()
     except Exception as error:  # the parent raises it, with its own traceback
@@ -38,26 +45,65 @@ def main(fd: int) -> None:
     _silence()
     _limit_memory(setup["memory_bytes"])
     _say(link, {"ready": True})
+
+    def start_clock() -> None:
+        # A backstop for when the parent, which keeps the real limit, was itself killed: the default action of
+        # the signal ends this process even inside C code.
+        signal.setitimer(signal.ITIMER_REAL, 2 * setup["time_limit_s"] + 10)
+
+    def on_step() -> None:
+        _say(link, {"busy": True})
+        start_clock()
+
+    episodes = Episodes(on_step)
+    threads = {name: ThreadPoolExecutor(source.threads) for name, source in sources.items() if _is_parallel(source)}
     while True:
         try:
-            batch = pickle.load(stream)
+            batch: list[Item] = pickle.load(stream)
         except EOFError:
             return
-        for task, response in batch:
-            # A backstop for when the parent, which keeps the real limit, was itself killed: the default action of
-            # the signal ends this process even inside C code.
-            signal.setitimer(signal.ITIMER_REAL, 2 * setup["time_limit_s"] + 10)
-            verdict = _verdict(sources[task.domain], task, response)
+        begun = {
+            number: threads[item.task.domain].submit(_verdict, sources[item.task.domain], item, episodes)
+            for number, item in enumerate(batch)
+            if item.task.domain in threads
+        }
+        for number, item in enumerate(batch):
+            source = sources[item.task.domain]
+            start_clock()
+            if number in begun:
+                verdict = _awaited(begun[number], source.time_limit_s, setup["time_limit_s"] / 4, on_step)
+            else:
+                verdict = _verdict(source, item, episodes)
             signal.setitimer(signal.ITIMER_REAL, 0)
             _say(link, verdict)
             if verdict.get("fatal"):
                 return
 
 
-def _verdict(source: TaskSource, task: Task, response: str) -> dict[str, Any]:
-    """The grade of one answer; `bug` when the grader is at fault, `fatal` when this process must not go on."""
+def _is_parallel(source: Any) -> bool:
+    return getattr(source, "threads", 1) > 1
+
+
+def _awaited(
+    verdict: Future[dict[str, Any]], limit_s: float, beat_s: float, on_step: Callable[[], None]
+) -> dict[str, Any]:
+    """Wait, and keep the parent waiting, as long as the source says that an answer may take; then its limit strikes.
+
+    Those of a domain begin in order, so the one that is waited for has begun, or begins when an earlier one ends.
+    """
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        try:
+            return verdict.result(timeout=beat_s)
+        except TimeoutError:
+            on_step()
+    return verdict.result()
+
+
+def _verdict(source: Source, item: Item, episodes: Episodes) -> dict[str, Any]:
+    """The reply to one item; `bug` when the grader is at fault, `fatal` when this process must not go on."""
     try:
-        grade = as_grade(source.grade(task, response), f"the grader of domain {task.domain!r}")
+        answer = _answer(source, item, episodes)
     except GraderBug as error:
         return {"reward": 0.0, "bug": str(error)}
     except MemoryError:
@@ -65,7 +111,16 @@ def _verdict(source: TaskSource, task: Task, response: str) -> dict[str, Any]:
     except Exception as error:  # untrusted input: a bad answer is data, not a crash
         reason = f"grader raised {type(error).__name__}: {str(error)[:MAX_REASON]}".removesuffix(": ")
         return {"reward": 0.0, "reason": reason}
-    return {"reward": grade.reward, "reason": grade.reason[:MAX_REASON]}
+    if isinstance(answer, Observation):
+        return {"messages": answer.messages}
+    return {"reward": answer.reward, "reason": answer.reason[:MAX_REASON], "turn_rewards": answer.turn_rewards}
+
+
+def _answer(source: Source, item: Item, episodes: Episodes) -> Observation | Grade:
+    if isinstance(source, Environment):
+        return episodes.reply(source, item.task, item.history, item.turns, item.over)
+    (response,) = item.turns
+    return as_grade(source.grade(item.task, response), f"the grader of domain {item.task.domain!r}")
 
 
 def _say(link: socket.socket, message: dict[str, Any]) -> None:
