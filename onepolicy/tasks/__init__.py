@@ -17,6 +17,7 @@ from onepolicy.tasks.custom import CustomOptions, custom_source
 from onepolicy.tasks.letters import LettersOptions, LettersSource
 from onepolicy.tasks.reasoning_gym import ReasoningGymOptions, ReasoningGymSource
 from onepolicy.tasks.records import RecordsOptions, RecordsSource
+from onepolicy.tasks.verifiers.source import VerifiersOptions, VerifiersSource
 
 __all__ = ["EVAL_SEED", "KINDS", "Source", "build_eval_source", "build_source", "check_options", "read_options"]
 
@@ -33,6 +34,7 @@ KINDS: dict[str, Kind] = {
     "reasoning_gym": Kind(ReasoningGymOptions, ReasoningGymSource),
     "records": Kind(RecordsOptions, RecordsSource),
     "calculator": Kind(CalculatorOptions, CalculatorSource),
+    "verifiers": Kind(VerifiersOptions, VerifiersSource),
     "custom": Kind(CustomOptions, custom_source),
 }
 
