@@ -13,10 +13,14 @@ from pydantic import ValidationError
 from onepolicy.config import ConfigError, DomainConfig, TasksConfig, did_you_mean
 from onepolicy.tasks.base import EVAL_SEED, Source, SourceOptions
 from onepolicy.tasks.calculator import CalculatorOptions, CalculatorSource
+from onepolicy.tasks.code import CodeOptions, CodeSource
 from onepolicy.tasks.custom import CustomOptions, custom_source
+from onepolicy.tasks.instruction import InstructionOptions, InstructionSource
 from onepolicy.tasks.letters import LettersOptions, LettersSource
+from onepolicy.tasks.math import MathOptions, MathSource
 from onepolicy.tasks.reasoning_gym import ReasoningGymOptions, ReasoningGymSource
 from onepolicy.tasks.records import RecordsOptions, RecordsSource
+from onepolicy.tasks.repo import RepoOptions, RepoSource
 from onepolicy.tasks.verifiers.source import VerifiersOptions, VerifiersSource
 
 __all__ = ["EVAL_SEED", "KINDS", "Source", "build_eval_source", "build_source", "check_options", "read_options"]
@@ -32,8 +36,12 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "letters": Kind(LettersOptions, LettersSource),
     "reasoning_gym": Kind(ReasoningGymOptions, ReasoningGymSource),
+    "instruction": Kind(InstructionOptions, InstructionSource),
+    "math": Kind(MathOptions, MathSource),
     "records": Kind(RecordsOptions, RecordsSource),
     "calculator": Kind(CalculatorOptions, CalculatorSource),
+    "code": Kind(CodeOptions, CodeSource),
+    "repo": Kind(RepoOptions, RepoSource),
     "verifiers": Kind(VerifiersOptions, VerifiersSource),
     "custom": Kind(CustomOptions, custom_source),
 }

@@ -64,6 +64,10 @@ class VerifiersSource:
         self.domain, self.options, self.seed = domain, options, seed
         self.max_turns, self.time_limit_s = options.max_turns, options.time_limit_s
 
+    def prepare(self) -> None:
+        """Import verifiers, read the tasks, start what serves them."""
+        self.world.open()
+
     @cached_property
     def world(self) -> World:
         from onepolicy.tasks.verifiers.world import World

@@ -32,7 +32,7 @@ PATIENCE = 3  # empty answers that an environment gets after the policy's last t
 
 
 class World:
-    """The environment and its tasks. Its thread and its tool servers are started with the first episode."""
+    """The environment and its tasks."""
 
     def __init__(self, options: VerifiersOptions) -> None:
         """Raises ValueError for an environment with several agents; what verifiers raises for one that it has not."""
@@ -78,14 +78,18 @@ class World:
             raise ValueError(f"the environment opens with {request['messages']!r:.300}, not with what its task says")
         return talk
 
-    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run it in the world's thread; a future."""
+    def open(self) -> asyncio.AbstractEventLoop:
+        """Start thread, endpoint and tool servers, unless they run."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name="verifiers", daemon=True).start()
             self._stack = AsyncExitStack()
             asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return self._loop
+
+    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run it in the world's thread; a future."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.open())
 
     def close(self) -> None:
         """End tool servers and thread. What comes next starts them again."""

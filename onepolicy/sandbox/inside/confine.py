@@ -1,0 +1,226 @@
+"""The walls, from inside: namespaces for the server and for each program, limits, privileges, the system-call filter.
+
+Everything is a call into libc, because Python 3.11 has none of it. Numbers are those of Linux's headers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 1 << 14, 1 << 18
+MS_RELATIME = 1 << 21
+MNT_DETACH = 2
+PDEATHSIG, SET_DUMPABLE, SET_SECCOMP, DROP_BOUND, SUBREAPER, NO_NEW_PRIVS = 1, 4, 22, 24, 36, 38
+CAPABILITIES_V3 = 0x20080522
+PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+SCRATCH = ("/tmp", "/dev/shm")  # where a program may write, if anywhere
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    if getattr(_libc, name)(*arguments) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{name}: {os.strerror(error)}")
+
+
+def _prctl(option: int, value: int) -> None:
+    _call("prctl", option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
+
+
+def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    _call("mount", source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
+
+
+class Walls:
+    """What surrounds every program that this process forks. Set up once, by the server.
+
+    nested: every program gets namespaces of its own, in which the server does not exist.
+    """
+
+    def __init__(self, setup: Mapping[str, Any]) -> None:
+        """Raises OSError when a level that was asked for cannot be had; `nested` is best effort where it is not."""
+        self.nested = False
+        self._filters = {name: bytes.fromhex(code) for name, code in setup["filters"].items()}
+        self._counted = setup["counted"]
+        own = setup["user"]
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # if memory runs out, then here
+        layout = setup["layout"]
+        if layout and os.getuid() == 0:
+            _call("unshare", NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWNET)
+            _build_root(layout, setup["machine"])
+            layout = None
+        if own is not None:
+            os.setgroups([])
+            os.setresgid(own, own, own)
+            os.setresuid(own, own, own)
+            _prctl(SET_DUMPABLE, 1)  # so that the files of /proc/self are ours again, for _enter
+        if setup["nest"]:
+            try:
+                self._enter(setup, layout)
+            except OSError:
+                if setup["layout"]:
+                    raise
+        self._scratch = setup["scratch"] or tempfile.mkdtemp(prefix="onepolicy-sandbox-")
+        self._ours = setup["scratch"] is None
+        _prctl(SET_DUMPABLE, 0)  # nobody without privileges over us reads our memory
+        _prctl(SUBREAPER, 1)
+
+    @property
+    def filter(self) -> str:
+        """The filter that programs get: "compute" where nothing else separates or counts them; "" for none."""
+        if not self._filters:
+            return ""
+        return "full" if self.nested and self._counted else "compute"
+
+    def _enter(self, setup: Mapping[str, Any], layout: Mapping[str, Any] | None) -> None:
+        """Become the first process of namespaces that are ours to nest others in. Raises OSError where forbidden.
+
+        With a layout, for who is not root, those that part us from the machine are made in the same step.
+        """
+        user, group = os.getuid(), os.getgid()
+        _call("unshare", NEWUSER | NEWNS | NEWPID | (NEWCGROUP | NEWUTS | NEWIPC | NEWNET if layout else 0))
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        if layout:
+            _build_root(layout, setup["machine"])
+        child = os.fork()
+        if child:
+            os.close(setup["link"])  # or nobody would notice when the server has gone
+            os.waitpid(child, 0)
+            os._exit(0)
+        self._home = os.open("/proc/self/ns/pid_for_children", os.O_RDONLY)
+        _mount("none", "/", "", MS_REC | MS_PRIVATE)
+        _mount("tmpfs", "/proc", "tmpfs", MS_RDONLY, "size=4k")  # no program needs it, and hostile ones like it
+        self.nested = True
+
+    def fork(self) -> int:
+        """Fork; in namespaces, the child is the first process of a new one, which dies as a whole with it."""
+        if not self.nested:
+            child = os.fork()
+            if not child:
+                os.setpgid(0, 0)
+            return child
+        _call("unshare", NEWPID)
+        child = os.fork()
+        if child:
+            _call("setns", self._home, NEWPID)
+        else:
+            os.setsid()
+        return child
+
+    def fork_within(self) -> int:
+        """Fork once more, in a child: the grandchild sees neither the child nor the server."""
+        if self.nested:
+            _call("unshare", NEWPID)
+        return os.fork()
+
+    def close_in(self, limits: Mapping[str, Any]) -> None:
+        """Shut this process in for good: a private scratch folder, limits, no privileges, the filter."""
+        _prctl(PDEATHSIG, 9)
+        if self.nested:
+            _call("unshare", NEWNS)
+            for folder in SCRATCH:
+                options = f"size={limits['scratch_mib']}m,nr_inodes=4096,mode=700"
+                _mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, options)
+            os.close(self._home)
+        os.chdir(self._scratch)
+        self._limit(limits)
+
+    def clean(self) -> None:
+        """Empty the scratch folder that programs share where they have none of their own."""
+        for name in os.listdir(self._scratch):
+            path = os.path.join(self._scratch, name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.unlink(path)
+
+    def leave(self) -> None:
+        """What the server does last."""
+        if self._ours:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def seal(self) -> None:
+        """The last step, after which there is no way back: no privileges, and only the calls of the filter."""
+        _prctl(NO_NEW_PRIVS, 1)
+        for capability in range(64):
+            with contextlib.suppress(OSError):  # not held, or not known to this kernel
+                _prctl(DROP_BOUND, capability)
+        _call("capset", (ctypes.c_uint32 * 2)(CAPABILITIES_V3, 0), (ctypes.c_uint32 * 6)())
+        if self.filter:
+            _install(self._filters[self.filter])
+
+    def _limit(self, limits: Mapping[str, Any]) -> None:
+        mib = 1 << 20
+        bounds = {
+            "AS": limits["memory_mib"] * mib,
+            "CPU": limits["cpu_s"],
+            "FSIZE": limits["file_mib"] * mib,
+            "STACK": 64 * mib,  # deep recursion through C code is common in honest programs
+            "NOFILE": 64,
+            "CORE": 0,
+            "MEMLOCK": 0,
+            "MSGQUEUE": 0,
+        }
+        if self.nested and self._counted:
+            bounds["NPROC"] = limits["processes"] + 3  # beside them: two servers, and the process of the tests
+        for name, value in bounds.items():
+            kind = getattr(resource, f"RLIMIT_{name}")
+            hard = resource.getrlimit(kind)[1]
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(kind, (value, value))
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def _install(code: bytes) -> None:
+    program = _Program(len(code) // 8, code)
+    _call("prctl", SET_SECCOMP, ctypes.c_ulong(2), ctypes.byref(program), ctypes.c_ulong(0), ctypes.c_ulong(0))
+
+
+def _build_root(layout: Mapping[str, Any], machine: str) -> None:
+    """A root of tmpfs with some folders of the old one, read-only, and nothing else; then it is all there is."""
+    root = "/tmp"  # exists everywhere; what we put over it is ours alone
+    _mount("none", "/", "", MS_REC | MS_PRIVATE)
+    _mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
+    for path in (*layout["binds"], *layout["devices"], "/proc"):
+        inside = root + path
+        os.makedirs(os.path.dirname(inside), exist_ok=True)
+        if os.path.isdir(path):
+            os.makedirs(inside, exist_ok=True)
+        else:
+            open(inside, "w").close()
+        _mount(path, inside, "", MS_BIND | MS_REC)
+        if path in layout["binds"]:
+            _read_only(inside)
+    for path, target in layout["links"].items():
+        os.symlink(target, root + path)
+    for folder in SCRATCH:
+        os.makedirs(root + folder, exist_ok=True)
+    os.chdir(root)
+    _call("syscall", ctypes.c_long(PIVOT_ROOT[machine]), b".", b".")
+    _call("umount2", b".", MNT_DETACH)
+    os.chdir("/")
+    _mount("none", "/", "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def _read_only(path: str) -> None:
+    """A mount that came from a more privileged place keeps its flags: those must be repeated."""
+    flags = os.statvfs(path).f_flag
+    kept = flags & (os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME)  # numbered as mount's flags are
+    kept |= MS_RELATIME if flags & os.ST_RELATIME else 0
+    _mount("none", path, "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | kept)

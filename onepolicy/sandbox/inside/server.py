@@ -1,0 +1,139 @@
+"""The server of one slot: it forks a process per program, waits for its end, and never touches what a program reads.
+
+Messages over the link, a SOCK_SEQPACKET: first the setup; then requests, each with open files (see FILES). Back goes
+what the kernel says of the program's end. Sources, tests and output travel in the files, past the server, whose
+memory every program inherits.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import select
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from onepolicy.sandbox.inside import judge, program
+from onepolicy.sandbox.inside.confine import Walls
+from onepolicy.sandbox.inside.wire import Line
+
+FILES = ("program", "stdin", "stdout", "stderr", "tests", "verdict")  # the last two for tests alone
+MAX_REQUEST = 1 << 16
+
+
+def serve(link: socket.socket, setup: Mapping[str, Any]) -> None:
+    """Answer requests until the link is closed."""
+    try:
+        walls = Walls(setup)
+    except OSError as error:
+        link.send(json.dumps({"refused": str(error)}).encode())
+        return
+    program.warm_up()
+    gc.collect()
+    gc.freeze()  # forked processes share the pages
+    link.send(json.dumps({"nested": walls.nested, "filter": walls.filter}).encode())
+    while True:
+        data, files, _, _ = socket.recv_fds(link, MAX_REQUEST, len(FILES))
+        if not data:
+            walls.leave()
+            return
+        limits = json.loads(data)
+        start = time.monotonic()
+        child = walls.fork()
+        if not child:
+            link.close()
+            _child(walls, limits, dict(zip(FILES, files, strict=False)))
+        for file in files:
+            os.close(file)
+        answer = _watch(link, child, start + limits["wall_s"], walls)
+        link.send(json.dumps({**answer, "wall_s": time.monotonic() - start}).encode())
+
+
+def _watch(link: socket.socket, child: int, deadline: float, walls: Walls) -> dict[str, Any]:
+    """Wait until the program ends or has to. Ends this process when nobody waits for the answer."""
+    end = os.pidfd_open(child)
+    poll = select.poll()
+    poll.register(end, select.POLLIN)
+    poll.register(link, select.POLLIN)
+    ready = {file for file, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)}
+    os.close(end)
+    if walls.nested:
+        os.kill(child, signal.SIGKILL)  # not reaped yet, so the number is still its own
+    else:
+        os.killpg(child, signal.SIGKILL)
+    _, status, usage = os.wait4(child, 0)
+    if not walls.nested:
+        _reap()
+        walls.clean()
+    if link.fileno() in ready:
+        walls.leave()
+        os._exit(0)
+    return {"status": status, "late": not ready, "cpu_s": usage.ru_utime + usage.ru_stime}
+
+
+def _reap() -> None:
+    """What the program forked is ours since it ended, and dead."""
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def _child(walls: Walls, limits: Mapping[str, Any], files: Mapping[str, int]) -> NoReturn:
+    """Never returns. What goes wrong here, before the program's own code, is exit code 125 and a line on stderr."""
+    try:
+        os.dup2(files["stderr"], 2)
+        random.seed(0)  # what draws lots is graded the same every time
+        if "tests" not in files:
+            _become_program(walls, limits, files)
+        ours, theirs = socket.socketpair()
+        if not walls.fork_within():
+            ours.close()
+            _become_program(walls, limits, files, theirs)
+        theirs.close()
+        for name in FILES[:4]:
+            os.close(files[name])
+        _become_judge(walls, limits, files, ours)
+    except BaseException as error:  # must not get back into the server's loop
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+    os._exit(125)
+
+
+def _become_program(
+    walls: Walls, limits: Mapping[str, Any], files: Mapping[str, int], link: socket.socket | None = None
+) -> NoReturn:
+    for file in (files[name] for name in FILES[4:] if name in files):
+        os.close(file)
+    for number, name in enumerate(FILES[1:4]):
+        os.dup2(files[name], number)
+    walls.close_in(limits)
+    payload = _read(files["program"])
+    for path, text in payload["files"].items():
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "w") as stream:
+            stream.write(text)
+    for name in FILES[:4]:
+        os.close(files[name])
+    walls.seal()
+    if link is None:
+        program.run(payload["source"])
+    program.serve(payload["source"], Line(link))
+
+
+def _become_judge(walls: Walls, limits: Mapping[str, Any], files: Mapping[str, int], link: socket.socket) -> None:
+    walls.close_in(limits)
+    tests = _read(files["tests"])
+    walls.seal()
+    judge.judge(tests, Line(link), files["verdict"])
+    os._exit(0)
+
+
+def _read(file: int) -> Any:
+    with open(file, "rb", closefd=False) as stream:
+        return json.loads(stream.read())

@@ -1,0 +1,103 @@
+"""Values and messages between the process of the tests and that of the program, which do not trust each other.
+
+What crosses is JSON that stands for plain values of Python's own types. A value of a subclass arrives as its base
+(a Counter as a dict), anything else stays where it is and a handle for it travels: so no method that one side has
+written ever runs in the other.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+MAX_MESSAGE = 1 << 24  # bytes
+SMALL = 1 << 63  # integers below travel as JSON numbers; larger ones in hex, which Python reads in linear time
+
+Keep = Callable[[Any], Any]  # what to send for a value that is not plain
+
+
+class Gone(Exception):
+    """The other side has ended, or speaks no JSON."""
+
+
+class Line:
+    """Messages over a socket, one line each."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._file = link.makefile("rwb")
+
+    def send(self, message: Any) -> None:
+        """Raises Gone when nobody reads any more."""
+        try:
+            self._file.write(json.dumps(message).encode() + b"\n")
+            self._file.flush()
+        except OSError:
+            raise Gone("it has ended") from None
+
+    def receive(self) -> Any:
+        """The next message. Raises Gone at the end, on garbage, and on more than MAX_MESSAGE."""
+        try:
+            line = self._file.readline(MAX_MESSAGE)
+        except OSError:
+            line = b""
+        if not line.endswith(b"\n"):
+            raise Gone("its answer is too long" if len(line) == MAX_MESSAGE else "it has ended")
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError):
+            raise Gone("it wrote garbage") from None
+
+
+def encode(value: Any, keep: Keep) -> Any:
+    """`value` as JSON; `keep` says what to send for what is not plain. Raises RecursionError on what holds itself."""
+    if value is None or value is True or value is False:
+        return value
+    match value:
+        case str():
+            return str.__str__(value)
+        case int():
+            number = int.__index__(value)
+            return number if -SMALL < number < SMALL else {"int": hex(number)}
+        case float():
+            return float.__float__(value)
+        case complex():
+            return {"complex": [value.real, value.imag]}
+        case bytes() | bytearray():
+            return {"bytes" if isinstance(value, bytes) else "bytearray": bytes(value).hex()}
+        case list():
+            return [encode(item, keep) for item in list.__iter__(value)]
+        case tuple() | set() | frozenset():
+            kind: Any = next(kind for kind in (tuple, set, frozenset) if isinstance(value, kind))
+            return {kind.__name__: [encode(item, keep) for item in kind.__iter__(value)]}
+        case dict():
+            return {"dict": [[encode(k, keep), encode(v, keep)] for k, v in dict.items(value)]}
+    return keep(value)
+
+
+_BUILD: dict[str, Callable[[Any], Any]] = {
+    "int": lambda data: int(data, 16),
+    "complex": lambda data: complex(*data),
+    "bytes": bytes.fromhex,
+    "bytearray": bytearray.fromhex,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "dict": dict,
+}
+
+
+def decode(data: Any, held: Callable[[Any], Any]) -> Any:
+    """The value that JSON stands for; `held` turns a handle's number into a value.
+
+    Raises ValueError, TypeError or KeyError on what `encode` does not write.
+    """
+    if isinstance(data, list):
+        return [decode(item, held) for item in data]
+    if not isinstance(data, dict):
+        return data
+    ((kind, inner),) = data.items()
+    if kind == "held":
+        return held(inner)
+    return _BUILD[kind](decode(inner, held))

@@ -1,0 +1,243 @@
+"""The pool: programs and tests go in, from any number of threads; outcomes and verdicts come out."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import queue
+import signal
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any, Literal, Self
+
+from onepolicy.sandbox import level as levels
+from onepolicy.sandbox.level import Isolator, Level, SandboxError
+from onepolicy.sandbox.slot import Files, Slot
+
+MAX_STDERR = 4000  # bytes, of the end
+MAX_VERDICT = 1 << 24
+TRIAL = "import os, xml.dom.minidom\nopen(os.__file__).close()\nprint('works', end='')"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one program. Memory, CPU time and file size are those of each of its processes.
+
+    `processes` counts threads too; where programs may not fork at all (see `level.py`), memory bounds the threads.
+    `scratch_mib` bounds /tmp, `output_mib` standard output. `cpu_s` is in whole seconds, as the kernel counts.
+    """
+
+    wall_s: float = 6.0
+    cpu_s: int = 4
+    memory_mib: int = 512
+    processes: int = 8
+    file_mib: int = 8
+    scratch_mib: int = 32
+    output_mib: float = 1.0
+
+
+@dataclass(frozen=True)
+class Tests:
+    """Python code with assertions about a program.
+
+    `setup` runs before it. `names` are the program's functions and classes that either of them uses, above what
+    `setup` may define under such a name. `data`, plain JSON, is there as `data`.
+    """
+
+    code: tuple[str, ...]
+    setup: str = ""
+    names: tuple[str, ...] = ()
+    data: Any = None
+
+
+Status = Literal["ok", "failed", "killed", "late", "output", "broken"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended.
+
+    ok: exit code 0. failed: another one. killed: by a signal, its own limits' included. late: at the wall-clock limit.
+    output: more of it than the limit. broken: it took its slot down, which is another one now.
+    """
+
+    status: Status
+    reason: str  # in words; empty when ok
+    stdout: str = ""
+    stderr: str = ""
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a program did in its tests: of `total` assertions at least, `passed` held.
+
+    `ok` when the tests ran to their end and nothing failed; else `reason` says what failed first.
+    """
+
+    ok: bool
+    passed: int
+    total: int
+    reason: str = ""
+
+
+class Sandbox:
+    """Runs untrusted programs, as many at once as there are slots. Any thread may call. A context manager."""
+
+    def __init__(
+        self, slots: int | None = None, limits: Limits | None = None, isolator: Isolator | None = None
+    ) -> None:
+        """By default a slot per core, and the strongest level that works here; `isolator` asks for one of one kind.
+
+        Starts nothing, save that the first one in a process finds out the level. Raises SandboxError when none works.
+        """
+        self.slots = slots or len(os.sched_getaffinity(0))
+        self.limits = limits or Limits()
+        self.level = strongest(isolator)
+        self._free: queue.LifoQueue[Slot] = queue.LifoQueue()  # the last one used is warm, others may never start
+        slots_ = [Slot(self.level, number) for number in range(self.slots)]
+        for slot in slots_:
+            self._free.put(slot)
+        self.close = weakref.finalize(self, _close, slots_)
+
+    def run(
+        self, source: str, stdin: str = "", files: Mapping[str, str] | None = None, limits: Limits | None = None
+    ) -> Outcome:
+        """Run a Python program from start to exit, in a folder of its own that holds `files`.
+
+        Raises ValueError on a file that is not below that folder, SandboxError when no slot can be started.
+        """
+        limits = limits or self.limits
+        payload = _json({"source": source, "files": _below(files or {})})
+        with Files(program=payload, stdin=_bytes(stdin), stdout=b"", stderr=b"") as open_files:
+            return _outcome(self._ask(limits, open_files), limits, open_files)
+
+    def test(self, source: str, tests: Tests, *, keep_going: bool = False, limits: Limits | None = None) -> Verdict:
+        """Run tests on a program that is loaded in another process (`inside/judge.py`).
+
+        All tests together have the limits of one program. Without `keep_going`, the first failure is the last.
+        Raises SandboxError when no slot can be started.
+        """
+        limits = limits or self.limits
+        payload = _json({"source": source, "files": {}})
+        judge = _json({**asdict(tests), "keep_going": keep_going})
+        with Files(program=payload, stdin=b"", stdout=b"", stderr=b"", tests=judge, verdict=b"") as files:
+            return _verdict(_outcome(self._ask(limits, files), limits, files), files.read("verdict", MAX_VERDICT))
+
+    def _ask(self, limits: Limits, files: Files) -> dict[str, Any]:
+        if not self.close.alive:
+            raise SandboxError("this sandbox was closed")
+        slot = self._free.get()
+        try:
+            return slot.run(asdict(limits), files)
+        finally:
+            self._free.put(slot)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@functools.cache
+def shared() -> Sandbox:
+    """The sandbox of this process, for all who have no wishes of their own."""
+    return Sandbox()
+
+
+@functools.cache
+def strongest(isolator: Isolator | None = None) -> Level:
+    """The strongest level that works here, or that of one kind; found by running a program, once in a process.
+
+    Raises SandboxError that says why none does.
+    """
+    refused: list[str] = []
+    for level in levels.candidates():
+        if isolator not in (None, level.isolator):
+            continue
+        slot, limits = Slot(level, 0), Limits()
+        try:
+            found = slot.start()
+            with Files(program=_json({"source": TRIAL, "files": {}}), stdin=b"", stdout=b"", stderr=b"") as files:
+                outcome = _outcome(slot.run(asdict(limits), files), limits, files)
+            if outcome.stdout == "works":
+                return replace(found, refused=tuple(refused))
+            refused.append(f"{level.isolator}: {outcome.reason}")
+        except SandboxError as error:
+            refused.append(str(error))
+        finally:
+            slot.close()
+    raise SandboxError(f"no sandbox works here: {'; '.join(refused)}")
+
+
+def _close(slots: Sequence[Slot]) -> None:
+    for slot in slots:
+        slot.close()
+
+
+def _outcome(answer: Mapping[str, Any], limits: Limits, files: Files) -> Outcome:
+    if not answer:
+        return Outcome("broken", "the sandbox did not survive it")
+    spent = {"cpu_s": answer["cpu_s"], "wall_s": answer["wall_s"]}
+    bytes_out = int(limits.output_mib * 2**20)
+    stdout, stderr = files.read("stdout", bytes_out), files.tail("stderr", MAX_STDERR)
+    status, reason = _ending(answer, limits, stderr)
+    if status == "ok" and files.size("stdout") > bytes_out:
+        status, reason = "output", f"more output than {limits.output_mib:g} MiB"
+    return Outcome(status, reason, stdout, stderr, **spent)
+
+
+def _ending(answer: Mapping[str, Any], limits: Limits, stderr: str) -> tuple[Status, str]:
+    if answer["late"]:
+        return "late", f"not done after {limits.wall_s:g} s"
+    code = os.waitstatus_to_exitcode(answer["status"])
+    if code == 0:
+        return "ok", ""
+    if code > 0:
+        lines = stderr.strip().splitlines()
+        return "failed", f"exit code {code}" + (f": {lines[-1]:.200}" if lines else "")
+    if -code == signal.SIGKILL and answer["cpu_s"] >= limits.cpu_s - 0.1:
+        return "killed", f"used up {limits.cpu_s} s of CPU time"
+    return "killed", f"killed by {signal.Signals(-code).name}"
+
+
+def _verdict(outcome: Outcome, report: str) -> Verdict:
+    """From what the tests' process wrote; of that, and of how it ended, the program has no hold."""
+    asserts = passed = 0
+    failures, done = [], False
+    for line in report.splitlines():
+        try:
+            fact = json.loads(line)
+        except ValueError:  # cut short by a limit
+            break
+        asserts = fact.get("asserts", asserts)
+        passed += "passed" in fact
+        failures += [fact["failed"]] if "failed" in fact else []
+        done = done or "done" in fact
+    if outcome.status != "ok" or not done:
+        failures.append(outcome.reason or "the tests ended early")
+    elif not failures and asserts and not passed:
+        failures.append("no assertion was reached")
+    total = max(asserts, passed + len(failures))
+    return Verdict(not failures, passed, total, failures[0] if failures else "")
+
+
+def _below(files: Mapping[str, str]) -> dict[str, str]:
+    for path in files:
+        parts = PurePosixPath(path).parts
+        if not parts or path.startswith("/") or ".." in parts:
+            raise ValueError(f"{path!r} is no path below the program's folder")
+    return dict(files)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")

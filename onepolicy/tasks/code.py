@@ -1,0 +1,182 @@
+"""Programs, judged by what they compute: tiny ones made here, or the rows of a public set.
+
+    tasks: {kind: code, skills: [numbers, text], level: 2, corrupt: 0.5}
+    tasks: {kind: code, path: train.jsonl, eval_path: test.jsonl}
+    tasks: {kind: code, hub: openai/openai_humaneval, split: test}
+
+Skills and levels: `code_problems.py`. The shapes of sets and what their rows are judged by: `code_rows.py`. The answer
+is the last block fenced as Python, else the last fenced block, else the whole text. Programs run in the sandbox
+(`onepolicy/sandbox`), many at once; `onepolicy tasks check` says how strong its walls are on this machine.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from dataclasses import replace
+from decimal import Decimal
+from typing import Annotated, Any, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from onepolicy import sandbox
+from onepolicy.config import did_you_mean
+from onepolicy.sandbox import Limits, Tests, Verdict
+from onepolicy.tasks.base import seeded, user_message, with_one_wrong
+from onepolicy.tasks.code_problems import LEVELS, SKILLS, make
+from onepolicy.tasks.code_rows import SHAPES, Exam, Pair, exam_of, fenced, reference_of
+from onepolicy.tasks.rows import RowReader, RowsOptions
+from onepolicy.types import Grade, Task
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+
+
+class CodeOptions(RowsOptions):
+    """Rows of a set when `path` or `hub` names one; else problems made here: which skills (None: all), how hard.
+
+    `corrupt` is the probability that a demonstration has one wrong letter or digit. `partial` rewards the share of
+    passed tests instead of all or nothing. Limits: seconds for one program, seconds for all the tests of an answer
+    (what is left then has failed), memory of a process.
+    """
+
+    skills: tuple[str, ...] | None = None
+    level: Annotated[int, Field(ge=1, le=LEVELS)] = 1
+    corrupt: Annotated[float, Field(ge=0, le=1)] = 0.0
+    partial: bool = False
+    time_limit_s: PositiveFloat = 6.0
+    total_limit_s: PositiveFloat = 30.0
+    memory_mib: PositiveInt = 512
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        for skill in self.skills or ():
+            if skill not in SKILLS:
+                raise ValueError(f"skill {skill!r} is not known: {did_you_mean(skill, list(SKILLS))}")
+        if self.skills == ():
+            raise ValueError(f"skills is empty: leave it out for all of them, or name some of {', '.join(SKILLS)}")
+        if self.has_rows and {"skills", "level"} & self.model_fields_set:
+            raise ValueError("skills and level are of problems made here: remove them, or `path` and `hub`")
+        if self.partial and not self.has_rows:
+            raise ValueError("partial is for rows with several tests: problems made here are right or wrong")
+        return self
+
+
+class CodeSource:
+    """Draws problems, and grades programs. One sandbox serves all sources of a process."""
+
+    def __init__(self, domain: str, options: CodeOptions, seed: int) -> None:
+        self.domain, self.options, self.seed = domain, options, seed
+        self.reader = RowReader(domain, options, seed) if options.has_rows else None
+        seconds = options.time_limit_s
+        self.limits = Limits(wall_s=seconds, cpu_s=math.ceil(seconds), memory_mib=options.memory_mib)
+        self.time_limit_s = options.total_limit_s + seconds  # what one answer may take: grading does not cut it short
+
+    def prepare(self) -> None:
+        """Find out the sandbox's level and warm it up. Raises SandboxError where there is none."""
+        sandbox.shared().run("")
+
+    @property
+    def threads(self) -> int:
+        """How many answers to grade at once."""
+        return sandbox.shared().slots
+
+    def notes(self) -> list[str]:
+        """What a check of this source should tell."""
+        return [f"sandbox: {sandbox.strongest()}"]
+
+    def draw(self, index: int) -> Task:
+        """Raises ValueError when the rows cannot be read, or are not of a known shape."""
+        rng = seeded("code", self.seed, index)
+        gold: str | None
+        reference: dict[str, Any]
+        if self.reader is None:
+            skill = rng.choice(self.options.skills or tuple(SKILLS))
+            question, gold, inputs, outputs = make(skill, self.options.level, rng)
+            reference, metadata = {"inputs": inputs, "outputs": outputs}, {"skill": skill}
+        else:
+            row_number, row = self.reader.at(index)
+            try:
+                reference = reference_of(row)
+            except ValueError as error:
+                raise ValueError(f"{self.reader.place}, row {row_number}: {error}") from None
+            shape = SHAPES[reference["shape"]]
+            question, gold, metadata = shape.question(row), shape.gold(row), {"row": row_number}
+        shown = with_one_wrong(gold, rng) if gold is not None and rng.random() < self.options.corrupt else gold
+        return Task(
+            f"{self.domain}/{self.seed}/{index}",
+            self.domain,
+            user_message(question),
+            reference,
+            {**metadata, "gold": gold, "demonstration": shown},
+        )
+
+    def grade(self, task: Task, response: str) -> Grade:
+        exam = _tiny(**task.reference) if self.reader is None else exam_of(task.reference)
+        program = f"{exam.before}{extract(response)}{exam.after}"
+        deadline = time.monotonic() + self.options.total_limit_s
+        passed, total, reason = 0, 0, ""
+        for check in exam.checks:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                verdict = Verdict(False, 0, 1, f"not done after {self.options.total_limit_s:g} s")
+            else:
+                verdict = self._verdict(program, check, replace(self.limits, wall_s=min(left, self.limits.wall_s)))
+            passed, total = passed + verdict.passed, total + verdict.total
+            reason = reason or verdict.reason
+            if not verdict.ok and not self.options.partial:
+                return Grade(0.0, reason)
+        return Grade(passed / max(total, 1) if self.options.partial else 1.0, reason)
+
+    def gold(self, task: Task) -> str | None:
+        return self._as_answer(task.metadata["gold"])
+
+    def demonstration(self, task: Task) -> str | None:
+        return self._as_answer(task.metadata["demonstration"])
+
+    def _as_answer(self, program: str | None) -> str | None:
+        return program if program is None or self.reader is None else fenced(program)
+
+    def _verdict(self, program: str, check: Pair | Tests, limits: Limits) -> Verdict:
+        if isinstance(check, Tests):
+            return sandbox.shared().test(program, check, keep_going=self.options.partial, limits=limits)
+        outcome = sandbox.shared().run(program, check.stdin, limits=limits)
+        reason = outcome.reason
+        if outcome.status == "ok" and not same_output(outcome.stdout, check.stdout):
+            reason = f"printed {outcome.stdout!r:.80} and not {check.stdout!r:.80}"
+        return Verdict(not reason, int(not reason), 1, reason)
+
+
+def _tiny(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> Exam:
+    """An expression's values, printed: cheaper than a call for each."""
+    return Exam((Pair("", repr(list(outputs))),), "f = lambda x: ", f"\nprint([f(x) for x in {inputs!r}])")
+
+
+def extract(response: str) -> str:
+    """The program in an answer: the last block fenced as Python, else the last fenced block, else the whole text."""
+    blocks: dict[bool, str] = {}  # the last of each sort; True: marked as Python
+    lines: list[str] | None = None  # of the block that is open
+    python = False
+    for line in response.split("\n"):
+        fence = line.strip().startswith("```")
+        if fence and lines is None:
+            lines, python = [], line.strip().strip("`").strip().lower() in ("python", "py", "python3")
+        elif fence and lines is not None:
+            blocks[python] = "\n".join(lines)
+            lines = None
+        elif lines is not None:
+            lines.append(line)
+    return blocks.get(True, blocks.get(False, response))
+
+
+def same_output(printed: str, expected: str) -> bool:
+    """Whether all lines are equal but for the white space around them, or as sequences of decimal numbers."""
+    ours, theirs = ([line.strip() for line in text.strip().split("\n")] for text in (printed, expected))
+    return len(ours) == len(theirs) and all(a == b or _same_numbers(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _same_numbers(line: str, other: str) -> bool:
+    ours, theirs = line.split(), other.split()
+    if len(ours) != len(theirs) or not all(NUMBER.fullmatch(word) for word in (*ours, *theirs)):
+        return False
+    return all(Decimal(a) == Decimal(b) for a, b in zip(ours, theirs, strict=True))
