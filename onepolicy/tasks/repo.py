@@ -18,7 +18,8 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from onepolicy import sandbox
-from onepolicy.sandbox import Limits, Tests as UnitTests
+from onepolicy.sandbox import Limits
+from onepolicy.sandbox import Tests as UnitTests
 from onepolicy.tasks.base import seeded, with_one_wrong
 from onepolicy.tasks.repo_parts import MODULES, Function
 from onepolicy.tasks.tools import MAX_CALLS, Tool, ToolEpisode, ToolError, ToolOptions
@@ -87,6 +88,19 @@ class RepoSource:
     def __init__(self, domain: str, options: RepoOptions, seed: int) -> None:
         self.domain, self.options, self.seed = domain, options, seed
         self.max_turns = options.max_turns
+
+    def prepare(self) -> None:
+        """Warm the sandbox up. Raises SandboxError where there is none."""
+        sandbox.shared().run("")
+
+    @property
+    def threads(self) -> int:
+        """How many episodes take a turn at once."""
+        return sandbox.shared().slots
+
+    def notes(self) -> list[str]:
+        """What a check of this source should tell."""
+        return [f"sandbox: {sandbox.strongest()}"]
 
     def draw(self, index: int) -> Task:
         rng = seeded("repo", self.seed, index)

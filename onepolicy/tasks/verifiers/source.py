@@ -22,6 +22,7 @@ from onepolicy.types import Task
 if TYPE_CHECKING:
     from onepolicy.tasks.verifiers.world import Talk, World
 
+THREADS = 16  # episodes that take a turn at once
 BLOCK = 10_000  # tasks of an endless taskset that are shuffled together
 
 
@@ -63,6 +64,7 @@ class VerifiersSource:
     def __init__(self, domain: str, options: VerifiersOptions, seed: int) -> None:
         self.domain, self.options, self.seed = domain, options, seed
         self.max_turns, self.time_limit_s = options.max_turns, options.time_limit_s
+        self.threads = THREADS
 
     def prepare(self) -> None:
         """Import verifiers, read the tasks, start what serves them."""

@@ -22,7 +22,7 @@ from aiohttp import web
 from verifiers.v1.configs.agent import agent_config_fields
 
 from onepolicy.tasks.base import GraderBug
-from onepolicy.tasks.tools import json_calls
+from onepolicy.tasks.tools import OPEN, json_calls
 from onepolicy.tasks.verifiers.chat import NAME, ChatHarness
 from onepolicy.tasks.verifiers.source import VerifiersOptions
 from onepolicy.types import Grade, Message
@@ -170,9 +170,6 @@ class Talk:
     def abort(self) -> None:
         self._run.cancel()
 
-    def __del__(self) -> None:
-        self.abort()
-
     async def asked(self, request: dict[str, Any]) -> tuple[dict[str, Any], str]:
         self._events.put(request)
         return await self._answers.get()
@@ -195,6 +192,8 @@ class Talk:
             self._events.put(graded(episode, self.world.options))
         except GraderBug as error:
             self._events.put(error)
+        except Exception as error:  # what verifiers does not take for an episode's own failure
+            self._events.put(GraderBug(f"the environment {self.world.options.id!r} raised {error!r}"))
         finally:
             self.world.talks.pop(self.trace, None)
 
@@ -225,7 +224,10 @@ def _message(text: str) -> dict[str, Any]:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             name = "malformed"
         calls.append({"id": f"call{number:05}", "type": "function", "function": {"name": name, "arguments": arguments}})
-    return {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}
+    if not calls:
+        return {"role": "assistant", "content": text}
+    said = text[: text.index(OPEN, max(text.rfind("</think>"), 0))]
+    return {"role": "assistant", "content": said.strip(), "tool_calls": calls}
 
 
 def _texts(messages: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
