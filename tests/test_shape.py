@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"teachers", "learner"},
     {"rollout", "preflight", "policy", "balancing", "mergefiles"},
     {"session"},
-    {"exam"},
+    {"exam", "drift"},
     {"recipes", "report"},
     {"commands"},
     {"demo", "compare"},

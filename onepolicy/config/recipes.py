@@ -6,7 +6,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from onepolicy.config.common import RolloutConfig, RunConfig, ScheduleConfig, TaughtConfig
+from onepolicy.config.common import (
+    RolloutConfig,
+    RunConfig,
+    ScheduleConfig,
+    TaughtConfig,
+    TrainingRolloutConfig,
+)
 from onepolicy.config.loss import BalanceConfig, LossConfig
 from onepolicy.config.strict import Strict, did_you_mean
 
@@ -18,9 +24,27 @@ class SftConfig(RunConfig):
     batch_size: PositiveInt = 64
 
 
-class ReinforcedConfig(RunConfig):
+class DiagnosedConfig(RunConfig):
+    """A run that can measure, every so many steps, how far its policy is from others (diagnostics.py).
+
+    The origin is the model that the run starts from; in a cascade, that its stage starts from.
+    """
+
+    diagnose_every: NonNegativeInt = Field(
+        0, description="steps between measurements of overlap and symmetric KL to the origin, teachers, peers; 0: none"
+    )
+
+    @model_validator(mode="after")
+    def _has_an_origin(self) -> Self:
+        if self.diagnose_every and self.model.path is None:
+            raise ValueError("diagnose_every > 0 needs a starting model with a `path`: one from scratch is no origin")
+        return self
+
+
+class ReinforcedConfig(DiagnosedConfig):
     """What recipes share that do reinforcement learning from verifiable rewards."""
 
+    rollout: TrainingRolloutConfig = TrainingRolloutConfig()
     loss: LossConfig = LossConfig()
     advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = "grpo"
     turn_weight: NonNegativeFloat = Field(0.0, description="of the rewards that environments give to single turns")
@@ -33,6 +57,8 @@ class ReinforcedConfig(RunConfig):
         if self.rollout.n == 1:
             raise ValueError("rollout.n is 1: a group of one has no baseline and its advantage is 0; use n >= 2")
         _updates_fit(self.inner_updates, self.rollout)
+        if self.loss.distill.weighting.max_disagreement is not None:
+            raise ValueError("max_disagreement is about a student's several teachers, which only mopd has: remove it")
         return self
 
 
@@ -69,7 +95,7 @@ def _updates_fit(inner_updates: int, rollout: RolloutConfig) -> None:
         )
 
 
-class MopdRolloutConfig(RolloutConfig):
+class MopdRolloutConfig(TrainingRolloutConfig):
     """One trajectory per prompt, as in the paper."""
 
     prompts: PositiveInt = 256
@@ -86,7 +112,7 @@ class CheckConfig(Strict):
     max_invalid_share: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
-class MopdConfig(TaughtConfig):
+class MopdConfig(TaughtConfig, DiagnosedConfig):
     """Stage 3: multi-teacher on-policy distillation."""
 
     recipe: Literal["mopd"] = "mopd"
@@ -110,6 +136,8 @@ class MopdConfig(TaughtConfig):
         if self.distill_weight.largest == 0 and self.outcome_weight.largest == 0:
             raise ValueError("distill_weight and outcome_weight are both 0, so nothing trains: raise one of them")
         _updates_fit(self.inner_updates, self.rollout)
+        if self.loss.distill.weighting.max_disagreement is not None and len(self.teachers) == 1:
+            raise ValueError("max_disagreement is given, but there is one teacher, who cannot disagree: remove it")
         return self
 
 
@@ -147,7 +175,6 @@ class CopdConfig(ReinforcedConfig):
     opd_steps: NonNegativeInt = 2
     exchange: ExchangeConfig = ExchangeConfig()
     merge: BranchMergeConfig = BranchMergeConfig()
-    diagnose_every: NonNegativeInt = Field(0, description="steps between measurements of overlap and symmetric KL")
 
     def in_opd(self, step: int) -> bool:
         return step % (self.rl_steps + self.opd_steps) >= self.rl_steps

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from onepolicy.balancing import Balancer
 from onepolicy.config import MopdConfig
+from onepolicy.drift import Drift
 from onepolicy.preflight import check_teachers
 from onepolicy.rollout import annotate_advantages, learn
 from onepolicy.session import Session
-from onepolicy.teachers import wanted
+from onepolicy.teachers import annotate_disagreement, wanted
 from onepolicy.types import Weights
 
 
@@ -25,6 +26,7 @@ def mopd(config: MopdConfig) -> None:
         teachers = session.frozen(models, config.routes)
         check_teachers(session, teachers, config.check)
         want = wanted(config.loss.distill)
+        drift = Drift(session, config, teachers)
         balancer = Balancer(config.balance, list(config.domains))
         session.remembered["balance"] = balancer
 
@@ -34,8 +36,11 @@ def mopd(config: MopdConfig) -> None:
             for sample, scores in zip(samples, teachers.score(samples, want), strict=True):
                 sample.teacher = scores
                 sample.weights = Weights(pg=config.outcome_weight.at(step), distill=config.distill_weight.at(step))
+            if config.loss.distill.weighting.max_disagreement is not None:
+                annotate_disagreement(samples, teachers)
             annotate_advantages(samples, config.advantage, config.turn_weight)
             shares = balancer.annotate(samples)
+            gaps = drift.measure(step, samples)
             metrics = learn(session.learner, samples, config.inner_updates)
-            session.log(step, samples, metrics | shares)
+            session.log(step, samples, metrics | shares | gaps)
         session.finish(session.policy)

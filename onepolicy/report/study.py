@@ -69,7 +69,7 @@ class StudyFolder:
 
     @property
     def arms(self) -> list[str]:
-        order = next(iter(self.facts["seeds"].values()))["arms"]
+        order = dict.fromkeys(arm for places in self.facts["seeds"].values() for arm in places["arms"])
         return [name for name in order if self.seeds_of(name)]
 
     def seeds_of(self, *arms: str) -> list[int]:
