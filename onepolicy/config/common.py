@@ -64,7 +64,10 @@ class TasksConfig(BaseModel):
 
 
 class DomainConfig(Strict):
-    """One domain: where its tasks come from and how much of every batch it gets (0: it is evaluated, never drawn)."""
+    """One domain: where its tasks come from and how much of every batch it gets (0: it is evaluated, never drawn).
+
+    `max_new_tokens` bounds an answer, or all turns of an episode together.
+    """
 
     tasks: TasksConfig
     share: NonNegativeFloat = 1.0

@@ -105,7 +105,8 @@ class LocalEngine:
         limit = min(sampling.limit(sample.task.domain) - sample.length, self.context - len(prompt))
         finish: Finish | None = "error" if reason else "length" if limit < 1 else None
         own = islice(uniforms(seed, sample.group, sample.index), sample.length, None)
-        return Row(sample.task, number, sample.index, prompt, limit, own, finish=finish, reason=reason)
+        noise = generator(seed, sample.group, sample.index, part=1 + sample.turns) if sampling.noise else None
+        return Row(sample.task, number, sample.index, prompt, limit, own, noise, finish=finish, reason=reason)
 
     def _rows(self, task: Task, group: int, n: int, sampling: Sampling, seed: int) -> list[Row]:
         prompt, reason = [], ""
