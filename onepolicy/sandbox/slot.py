@@ -6,6 +6,7 @@ import contextlib
 import importlib.resources
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -78,6 +79,7 @@ class Slot:
         self.level, self.number = level, number
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket
+        self._litter: str | None = None  # a folder that the server removes, unless it is killed
         self._closed = False
 
     def start(self) -> Level:
@@ -106,6 +108,7 @@ class Slot:
             self.stop()
             user = " with a user of its own" if self.level.own_user else ""
             raise SandboxError(f"{self.level.isolator}{user}: {answer['refused']}")
+        self._litter = answer["litter"]
         self.level = replace(self.level, nested=answer["nested"], filter=answer["filter"])
         return self.level
 
@@ -141,6 +144,8 @@ class Slot:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        if self._litter:
+            shutil.rmtree(self._litter, ignore_errors=True)
 
     def close(self) -> None:
         """Stop, and never start again."""

@@ -72,7 +72,7 @@ class Walls:
                 if setup["layout"]:
                     raise
         self._scratch = setup["scratch"] or tempfile.mkdtemp(prefix="onepolicy-sandbox-")
-        self._ours = setup["scratch"] is None
+        self.litter = None if setup["scratch"] else self._scratch  # a folder of the machine, to be removed in the end
         for capability in range(64):  # what we have serves the programs' namespaces; no program gets any by `execve`
             with contextlib.suppress(OSError):  # not held, or not known to this kernel
                 _prctl(DROP_BOUND, capability)
@@ -152,8 +152,8 @@ class Walls:
 
     def leave(self) -> None:
         """What the server does last."""
-        if self._ours:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        if self.litter:
+            shutil.rmtree(self.litter, ignore_errors=True)
 
     def seal(self) -> None:
         """The last step, after which there is no way back: no privileges, and only the calls of the filter."""
