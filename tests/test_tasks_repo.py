@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from onepolicy.config import ConfigError, DomainConfig
-from onepolicy.tasks import read_options
+from onepolicy.sandbox import Limits
+from onepolicy.tasks import read_options, repo
 from onepolicy.tasks.check import check_source
 from onepolicy.tasks.episodes import demonstrated
 from onepolicy.tasks.grading import Grader
@@ -60,9 +61,9 @@ def test_every_fault_is_one_place_and_some_call_notices_it(name: str) -> None:
 
 
 def test_tasks_differ_and_say_what_fails() -> None:
-    tasks = [REPO.draw(index) for index in range(200)]
-    assert len({task.messages[0]["content"] for task in tasks}) > 190
-    assert len(Counter(task.reference for task in tasks)) > 25
+    tasks = [REPO.draw(index) for index in range(100)]
+    assert len({task.messages[0]["content"] for task in tasks}) > 95
+    assert len(Counter(task.reference for task in tasks)) > 20
     for task in tasks[:40]:
         repository = task.metadata["repository"]
         question = task.messages[0]["content"]
@@ -87,7 +88,7 @@ def test_gold_episodes_score_and_others_do_not(grader: Grader) -> None:
 
 
 def test_a_written_out_episode() -> None:
-    task = next(task for task in map(REPO.draw, range(99)) if "clamp" in task.reference and "min(low" in task.reference)
+    task = next(task for task in map(REPO.draw, range(99)) if "return min(low" in task.reference)
     chat = [message["content"] for message in demonstrated(REPO, task, REPO.gold(task))]
     assert chat[0] == '<tool_call>\n{"name": "test", "arguments": {}}\n</tool_call>'
     assert "tests passed\nfirst failure: assert " in chat[1]
@@ -177,14 +178,28 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.parametrize("text", hostile.MODULES, ids=range(len(hostile.MODULES)))
-def test_no_hostile_module_scores_or_breaks_anything(text: str, grader: Grader) -> None:
+def test_no_hostile_module_scores(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repo, "LIMITS", Limits(wall_s=1.5, cpu_s=1))
     task = REPO.draw(hostile.MODULES.index(text))
     path = task.metadata["repository"].fault.path
     names = [function.name for function in MODULES[path.removesuffix(".py")].functions]
-    write = CALL("write", path=path, text=hostile.module(text, names))
-    bad, good = grader.grade([(task, (write, CALL("test"), "done")), (task, REPO.gold(task))])
-    assert bad.reward == 0.0, bad.reason
-    assert survived([bad]) and good.reward == 1.0
+    episode = REPO.start(task)
+    episode.step(CALL("write", path=path, text=hostile.module(text, names)))
+    grade = episode.step("done")
+    assert isinstance(grade, Grade) and grade.reward == 0.0 and grade.reason
+
+
+def test_no_hostile_module_stays_in_the_way_of_others(grader: Grader) -> None:
+    """A few of the worst, in the process that grades, and after each a repository that is mended."""
+    worst = [text for text in hostile.MODULES if "while True" in text or "kill" in text or "close" in text]
+    items = []
+    for index, text in enumerate(worst):
+        task = REPO.draw(index)
+        path = task.metadata["repository"].fault.path
+        items += [(task, (CALL("write", path=path, text=text), "done")), (task, REPO.gold(task)[2:])]
+    grades = grader.grade(items)
+    assert [grade.reward for grade in grades] == [0.0, 1.0] * len(worst)
+    assert survived(grades)
 
 
 def test_no_hostile_path_scores_or_breaks_anything(grader: Grader) -> None:
@@ -212,24 +227,24 @@ def test_no_hostile_turn_scores_or_breaks_anything(grader: Grader) -> None:
 
 
 def test_answering_the_shown_assertions_alone_is_not_mending(grader: Grader) -> None:
-    """Each function of the faulty module knows by heart what is shown, and fails elsewhere as it did."""
-    rewards = []
+    """Every function knows by heart what is shown, and fails elsewhere as it did."""
+    items = []
     for task in map(REPO.draw, range(20)):
         repository = task.metadata["repository"]
-        path = repository.fault.path
-        cases: dict[str, list[str]] = {}
+        files = dict(repository.files)
         for one in repository.shown:
-            inside = one.call.removeprefix(one.function)
-            cases.setdefault(one.function, []).append(f"    if arguments == ({inside[1:-1]},): return {one.value}\n")
-        text = repository.files[path] + "\n".join(
-            f"\n_{name} = {name}\n\n\ndef {name}(*arguments):\n{''.join(lines)}    return _{name}(*arguments)\n"
-            for name, lines in cases.items()
-            if f"def {name}(" in repository.files[path]
-        )
-        assert judged({**repository.files, path: text}, repository.shown)[0]
-        (grade,) = grader.grade([(task, (CALL("write", path=path, text=text), "done"))])
-        rewards.append(grade.reward)
-    assert sum(rewards) <= 2, "a fault that only a rare argument shows may slip through"
+            path = next(path for path, text in files.items() if f"def {one.function}(" in text and "/" not in path)
+            arguments = one.call.removeprefix(f"{one.function}(")[:-1]
+            files[path] += (
+                f"\n\n_before = {one.function}\n\n\ndef {one.function}(*arguments, before=_before):\n"
+                f"    return {one.value} if arguments == ({arguments},) else before(*arguments)\n"
+            )
+        assert judged(files, repository.shown)[0]
+        writes = [CALL("write", path=path, text=files[path]) for path in files if "/" not in path]
+        items.append((task, ("".join(writes), "done")))
+    assert sum(grade.reward for grade in grader.grade(items)) <= 2, (
+        "a fault that only a rare argument shows may slip by"
+    )
 
 
 def test_after_the_end_nothing_is_heard(grader: Grader) -> None:

@@ -82,7 +82,8 @@ class World:
         """Start thread, endpoint and tool servers, unless they run."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="verifiers", daemon=True).start()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="verifiers", daemon=True)
+            self._thread.start()
             self._stack = AsyncExitStack()
             asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
         return self._loop
@@ -95,13 +96,22 @@ class World:
         """End tool servers and thread. What comes next starts them again."""
         loop, self._loop = self._loop, None
         if loop is not None:
-            asyncio.run_coroutine_threadsafe(self._stack.aclose(), loop).result()
+            asyncio.run_coroutine_threadsafe(self._close(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
+            self._thread.join()
+            loop.close()
+
+    async def _close(self) -> None:
+        await self._stack.aclose()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _open(self) -> None:
         app = web.Application(client_max_size=2**30)
         app.router.add_post("/v1/chat/completions", self._complete)
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)  # aborted episodes still ask
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -135,6 +145,7 @@ class Talk:
         self.seen = 0  # messages, those of the last request
         self._events: queue.SimpleQueue[dict[str, Any] | Grade | GraderBug] = queue.SimpleQueue()
         self._answers: asyncio.Queue[tuple[dict[str, Any], str]] = asyncio.Queue()
+        world.open()
         self._run = world.submit(self._play(task))
 
     def step(self, text: str) -> list[Message] | Grade:
