@@ -16,6 +16,7 @@ import pytest
 from onepolicy import sandbox
 from onepolicy.config import ConfigError, DomainConfig, TasksConfig
 from onepolicy.tasks import build_source
+from onepolicy.tasks.base import GraderBug
 from onepolicy.tasks.check import check_domains
 from onepolicy.tasks.code import extract, same_output
 from onepolicy.tasks.code_problems import ALPHABET, LEVELS, SKILLS, _table
@@ -346,6 +347,20 @@ def test_wrong_options_are_refused(options, message):
 
 
 # --- the grading process ---
+
+
+def test_tests_that_cannot_be_read_are_an_error_of_the_run_and_not_of_the_answer(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**ROWS["sums"], "private_test_cases": "nonsense"}))
+    rows = source(path=str(tmp_path / "rows.jsonl"))
+    with pytest.raises(
+        GraderBug, match="programs of domain 'c' cannot be judged: LiveCodeBench row: test cases are ne"
+    ):
+        rows.grade(rows.draw(0), "print(1)")
+    monkeypatch.setattr(sandbox, "shared", lambda: fallen)
+    fallen = sandbox.Sandbox(1)
+    fallen.close()
+    with pytest.raises(GraderBug, match="programs of domain 'c' cannot be judged: this sandbox was closed"):
+        source().grade(source().draw(0), "x")
 
 
 def test_the_self_check_passes_and_tells_the_sandbox(problems):

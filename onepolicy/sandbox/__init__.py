@@ -29,7 +29,7 @@ What it does not cover:
 - Several programs at once share cores: a program that others slow down may hit its wall-clock limit.
 - Programs see the standard library and the system's read-only folders (/usr), and no installed packages.
 - Programs and tests exchange values, not references: what changes its argument in place cannot be tested so.
-- Only Linux; the filter only on x86-64 and 64-bit ARM.
+- Only Linux, from 5.3; the filter only on x86-64 and 64-bit ARM.
 """
 
 from onepolicy.sandbox.level import Level, SandboxError

@@ -217,14 +217,14 @@ def _ending(answer: Mapping[str, Any], limits: Limits, stderr: str) -> tuple[Sta
         return "failed", f"exit code {code}" + (f": {lines[-1]:.200}" if lines else "")
     if -code == signal.SIGKILL and answer["cpu_s"] >= limits.cpu_s - 0.1:
         return "killed", f"used up {limits.cpu_s} s of CPU time"
-    return "killed", f"killed by {signal.Signals(-code).name}"
+    return "killed", f"killed by a signal: {signal.strsignal(-code) or -code}"
 
 
 def _verdict(outcome: Outcome, report: str) -> Verdict:
     """From what the tests' process wrote; of that, and of how it ended, the program has no hold."""
     asserts = passed = 0
     failures, done = [], False
-    for line in report.splitlines():
+    for line in report.split("\n"):
         try:
             fact = json.loads(line)
         except ValueError:  # cut short by a limit

@@ -22,10 +22,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from onepolicy import sandbox
 from onepolicy.config import did_you_mean
-from onepolicy.sandbox import Limits, UnitTests, Verdict
-from onepolicy.tasks.base import seeded, user_message, with_one_wrong
+from onepolicy.sandbox import Limits, SandboxError, UnitTests, Verdict
+from onepolicy.tasks.base import GraderBug, seeded, user_message, with_one_wrong
 from onepolicy.tasks.code_problems import LEVELS, SKILLS, make
-from onepolicy.tasks.code_rows import SHAPES, Exam, Pair, exam_of, fenced, reference_of
+from onepolicy.tasks.code_rows import SHAPES, Exam, Pair, UnreadableTests, exam_of, fenced, reference_of
 from onepolicy.tasks.rows import RowReader, RowsOptions
 from onepolicy.types import Grade, Task
 
@@ -113,6 +113,13 @@ class CodeSource:
         )
 
     def grade(self, task: Task, response: str) -> Grade:
+        """Raises GraderBug when the sandbox fails or the tests cannot be read: that is not the answer's fault."""
+        try:
+            return self._grade(task, response)
+        except (SandboxError, UnreadableTests) as error:
+            raise GraderBug(f"programs of domain {self.domain!r} cannot be judged: {error}") from error
+
+    def _grade(self, task: Task, response: str) -> Grade:
         exam = _tiny(**task.reference) if self.reader is None else exam_of(task.reference)
         program = f"{exam.before}{extract(response)}{exam.after}"
         deadline = time.monotonic() + self.options.total_limit_s

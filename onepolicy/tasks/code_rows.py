@@ -28,6 +28,10 @@ MAX_CASES = 1 << 28  # bytes of a row's private cases, unpacked
 Row = Mapping[str, Any]
 
 
+class UnreadableTests(ValueError):
+    """The tests of a row are not what its columns promise."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """What a program reads and what it must print (`same_output`)."""
@@ -71,8 +75,11 @@ def reference_of(row: Row) -> dict[str, Any]:
 
 
 def exam_of(reference: Mapping[str, Any]) -> Exam:
-    """The exam of a task. Raises ValueError on cases that cannot be read."""
-    return SHAPES[reference["shape"]].exam(reference)
+    """The exam of a task. Raises UnreadableTests."""
+    try:
+        return SHAPES[reference["shape"]].exam(reference)
+    except (ValueError, KeyError, TypeError, SyntaxError) as error:  # a row may hold anything
+        raise UnreadableTests(f"{reference['shape']} row: {error}") from error
 
 
 def fenced(program: str) -> str:
