@@ -162,7 +162,7 @@ def _saw_tooth(study: StudyFolder, arm: str) -> Figure | None:
     if not keys:
         return None
     pairs = [key.removeprefix("overlap/") for key in keys]
-    shaded = _phases(*run.curve("opd"))
+    shaded = phases(*run.curve("opd"))
     panels = [
         Panel(label, [Line(pair, *run.curve(f"{kind}/{pair}"), window=1) for pair in pairs], shaded=shaded)
         for kind, label in (("overlap", "top-k overlap (share)"), ("symmetric_kl", "symmetric KL (nats per token)"))
@@ -171,7 +171,7 @@ def _saw_tooth(study: StudyFolder, arm: str) -> Figure | None:
     return plots.curves(f"overlap-{arm}", caption + "distillation phases.", panels, "step")
 
 
-def _phases(steps: Array, opd: Array) -> list[tuple[float, float]]:
+def phases(steps: Array, opd: Array) -> list[tuple[float, float]]:
     """Stretches of steps in which branches teach one another."""
     edges = np.flatnonzero(np.diff((opd > 0).astype(int), prepend=0, append=0)).reshape(-1, 2)
     return [(float(steps[first]) - 0.5, float(steps[last - 1]) + 0.5) for first, last in edges]
