@@ -7,6 +7,8 @@ coevolution.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -35,8 +37,9 @@ from measures import (
 from tables import NONE, against, diagnosed, differences, normalised, number, numbers, points, raw, share
 
 from onepolicy.evaluation import Estimate, percentile_interval
-from onepolicy.report.intervals import reached, scores_of
-from onepolicy.report.study import StudyFolder
+from onepolicy.report.folders import RunFolder
+from onepolicy.report.intervals import Reached, reached, scores_of
+from onepolicy.report.study import SeedRuns, StudyFolder
 from onepolicy.report.study import points as evaluated
 from onepolicy.report.study_tables import experts_cost, order
 from onepolicy.report.tables import Table, percent
@@ -53,10 +56,10 @@ def row_1(study: StudyFolder) -> list[Table]:
     models = {method: arm(method) for method in EVERY_METHOD}
     found = {method: score for method, pick in models.items() if (score := scores(study, pick))}
     ranked = {method: models[method] for method in [*order(found), *(m for m in models if m not in found)]}
-    full = [m for m in found if study.seeds_of(m) == study.seeds_of("mopd") and found[m].norm_B is not None]
-    draws = {method: found[method].norm_B for method in full}
-    best = chances(draws) if draws else {}
-    note = f"Highest Norm in this share of the bootstrap draws, among the arms with mopd's seeds: {_list(best)}."
+    full = {method: score for method, score in found.items() if study.seeds_of(method) == study.seeds_of("mopd")}
+    draws = {method: norm_B for method, score in full.items() if (norm_B := score.norm_B) is not None}
+    note = "Highest Norm in this share of the bootstrap draws, among the arms with mopd's seeds: "
+    note += f"{_list(chances(draws)) if draws else NONE}."
     return [
         normalised(study, "every method, by Norm", ranked, note),
         against(study, models, "mopd", "paired differences to mopd"),
@@ -109,33 +112,34 @@ def row_4(study: StudyFolder) -> list[Table]:
     rows, found = [], {}
     for method in arms if seeds else []:
         found[method] = reached(study, method, seeds)
-        curve = norm_curve(study, method, seeds)
-        cost = found[method].spent["sequences"] if found[method] else None
-        at = [
-            NONE if (v := as_of(curve[0], curve[1], n)) is None or n > curve[0][-1] * 1.01 else f"{v:.3f}"
-            for n in SEQUENCES
-        ]
-        rows.append([method, str(len(seeds)), number(cost), f"{experts_cost(study, method)['sequences']:,.0f}", *at])
-    if len(found) == 2 and all(found.values()):
-        costs_2 = [found[method].spent["sequences"].value for method in arms]
-        draws_2B = [found[method].spent_B["sequences"] for method in arms]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratio = Estimate(float(np.divide(costs_2[1], costs_2[0])), *percentile_interval(draws_2B[1] / draws_2B[0]))
+        x, norm, *_ = norm_curve(study, method, seeds)
+        at = [as_of(x, norm, n) if n <= 1.01 * x[-1] else None for n in SEQUENCES]
+        cost, experts_paid = found[method], experts_cost(study, method)["sequences"]
+        cells = [number(cost.spent["sequences"] if cost else None), f"{experts_paid:,.0f}"]
+        rows.append([method, str(len(seeds)), *cells, *(NONE if v is None else f"{v:.3f}" for v in at)])
+    both = [cost for cost in found.values() if cost is not None]
+    if len(both) == 2:
+        ratio = _ratio(both[1], both[0])
         rows.append(["mix_rl_3x ÷ mopd", str(len(seeds)), number(ratio), *[""] * (1 + len(SEQUENCES))])
-    note = (
-        "At the first evaluation that has Norm ≥ .95 (as fine as the evaluations are); ∞: not within the run. Norm at "
-    )
-    note += "n sequences: of the latest evaluation by then. The experts' own sequences come on top for mopd."
+    note = "At the first evaluation that has Norm ≥ .95 (as fine as the evaluations are); ∞: not within the run, and a "
+    note += "ratio of two such is left out. Norm at n sequences: of the latest evaluation by then. The experts' own "
+    note += "sequences come on top for mopd."
     models = {"mopd": arm("mopd"), "mix_rl": arm("mix_rl"), "mix_rl_3x": arm("mix_rl_3x")}
     pairs = [("mopd", "mix_rl"), ("mopd", "mix_rl_3x")]
     title = "at the end, with equal sequences (mix_rl) and three times as many (mix_rl_3x)"
-    return [
-        Table("how fast the teachers are reached", columns, rows, note),
-        differences(study, title, models, pairs),
-    ]
+    fast = Table("how fast the teachers are reached", columns, rows, note)
+    return [fast, differences(study, title, models, pairs)]
 
 
-def norm_curve(study: StudyFolder, method: str, seeds: list[int]) -> np.ndarray:
+def _ratio(ours: Reached, theirs: Reached) -> Estimate:
+    """Of the sequences spent; nan where neither has got there."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = np.divide(ours.spent["sequences"].value, theirs.spent["sequences"].value)
+        ratio_B = ours.spent_B["sequences"] / theirs.spent_B["sequences"]
+    return Estimate(float(value), *(percentile_interval(ratio_B) if not np.isnan(ratio_B).all() else (np.nan, np.nan)))
+
+
+def norm_curve(study: StudyFolder, method: str, seeds: list[int]) -> Array:
     """[4, P]: sequences, Norm, and the ends of its interval, at every evaluation; nan where there is no Norm."""
     columns = []
     for point in evaluated(study, method, seeds):
@@ -168,7 +172,7 @@ def row_6(study: StudyFolder) -> list[Table]:
         "reverse KL, last": last("reverse_kl"),
         "entropy, first": first("entropy"),
         "entropy, last": last("entropy"),
-        "length, last (tokens)": last_length(study),
+        **{f"length of {domain}, last": last(f"length/{domain}") for domain in study.domains},
     }
     note = "Nats per token, means over the first and the last tenth of the steps; on the student's samples."
     return [
@@ -176,10 +180,6 @@ def row_6(study: StudyFolder) -> list[Table]:
         differences(study, "paired differences", models, pairs),
         diagnosed(study, "on the way", arms, columns, note),
     ]
-
-
-def last_length(study: StudyFolder):
-    return lambda run: float(np.mean([last(f"length/{d}")(run) or np.nan for d in study.domains]))
 
 
 def row_7(study: StudyFolder) -> list[Table]:
@@ -191,8 +191,8 @@ def row_7(study: StudyFolder) -> list[Table]:
         "initial overlap": preflight(domain, "overlap"),
         "reverse KL, last": last(f"reverse_kl/{domain}"),
     }
-    shaky = {
-        "std of the curve's second half (points)": lambda run: 100 * np.std(_second_half(curve(run, domain))),
+    shaky: dict[str, Callable[[RunFolder], float | None]] = {
+        "std of the curve's second half (points)": lambda run: 100 * float(np.std(second_half(curve(run, domain)))),
         "largest drop below its best (points)": lambda run: 100 * largest_drop(curve(run, domain)),
     }
     models = {name: arm(name) for name in arms}
@@ -206,7 +206,7 @@ def row_7(study: StudyFolder) -> list[Table]:
     ]
 
 
-def _second_half(values: Array) -> Array:
+def second_half(values: Array) -> Array:
     return values[len(values) // 2 :]
 
 
@@ -319,20 +319,18 @@ def row_21(study: StudyFolder) -> list[Table]:
 def row_22(study: StudyFolder) -> list[Table]:
     arms = ["token_mean", "share", "gap", "gap_inverse", "dn"]
     models = {name: arm(name) for name in arms}
-    rows: dict[str, dict] = {}
+    rows: dict[str, dict[str, Callable[[SeedRuns], float | None]]] = {}
     for name in arms:
         for domain in study.domains:
             cells = {}
-            for label, key in (("m", "signal"), ("s", "token_share"), ("w", "balance"), ("w·s·m", "budget")):
+            for label, key in (("m", "signal"), ("w", "balance"), ("w·s·m", "budget")):
                 cells[f"{label}, early"] = of_arm(name, first(f"{key}/{domain}"))
                 cells[f"{label}, late"] = of_arm(name, last(f"{key}/{domain}"))
-            cells["w·s, early"] = of_arm(name, lambda run, d=domain: _product(run, d)[0])
-            cells["w·s, late"] = of_arm(name, lambda run, d=domain: _product(run, d)[1])
+            for place, label in enumerate(("w·s, early", "w·s, late")):
+                cells[label] = of_arm(name, partial(_weighted_share, domain, place))
             rows[f"{name}, {domain}"] = cells
-    note = "Early and late: means over the first and the last tenth of the steps. m: mean |log-ratio| of the step's "
-    note += (
-        "tokens, nats; s: share of tokens; w: weight; w·s·m: share of the update's budget, with the running mean of m."
-    )
+    note = "Early and late: means over the first and the last tenth of the steps. m: mean |log-ratio| of the tokens, "
+    note += "nats; s: share of tokens; w: weight; w·s·m: share of the update's budget, with the running mean of m."
     return [
         normalised(study, "balancing, all with the mean over tokens", models),
         against(study, models, "token_mean", "paired differences to token_mean"),
@@ -340,8 +338,9 @@ def row_22(study: StudyFolder) -> list[Table]:
     ]
 
 
-def _product(run, domain: str):
-    return ends(run.curve(f"balance/{domain}")[1] * run.curve(f"token_share/{domain}")[1])
+def _weighted_share(domain: str, place: int, run: RunFolder) -> float | None:
+    rows = [row for row in run.metrics if f"token_share/{domain}" in row and f"balance/{domain}" in row]
+    return ends(np.array([row[f"balance/{domain}"] * row[f"token_share/{domain}"] for row in rows]))[place]
 
 
 def row_23(study: StudyFolder) -> list[Table]:

@@ -21,7 +21,7 @@ from measures import (
     seeds_with,
     slope,
 )
-from tables import NONE, against, differences, number, numbers, raw
+from tables import NONE, against, differences, matrix, normalised, number, numbers, raw
 
 from onepolicy.report.folders import RunFolder
 from onepolicy.report.study import SeedRuns, StudyFolder
@@ -157,7 +157,7 @@ def row_14(study: StudyFolder) -> list[Table]:
             "last tenth": partial(_between, study, kind, "copd", _end),
         }
         for name in ("independent", "static_native"):
-            ends = {"lowest": np.min, "highest": np.max, "last tenth": _end}
+            ends: dict[str, Callable[[Array], float]] = {"lowest": np.min, "highest": np.max, "last tenth": _end}
             rows[f"{name}: {kind}"] = {k: partial(_between, study, kind, name, f) for k, f in ends.items()}
         same = partial(_same_sequences, study, kind)
         rows[f"copd − independent: {kind}, at the same sequences"] = {"last tenth": same}
@@ -203,33 +203,36 @@ def _same_sequences(study: StudyFolder, kind: str, runs: SeedRuns) -> float | No
 
 
 def row_15(study: StudyFolder) -> list[Table]:
-    ratios: dict[str, Pick] = {f"S_RL:S_OPD {ratio} ({name})": arm(name) for ratio, name in RATIOS.items()}
+    ratios: dict[str, Pick] = {f"{ratio} ({name})": arm(name) for ratio, name in RATIOS.items()}
     static = {name: arm(name) for name in STATIC}
-    pairs = [(name, other) for name in ratios for other in static]
-    middle = list(ratios)[2]
     return [
-        raw(study, "by ratio, merged", ratios | static),
-        differences(study, "paired differences to static OPD", ratios | static, pairs),
-        differences(study, "is the optimum inside?", ratios, [(middle, other) for other in ratios if other != middle]),
+        raw(study, "S_RL:S_OPD, merged", ratios | static),
+        matrix(study, "Δ mean (points) of a ratio minus static OPD", ratios, static),
+        matrix(study, "is the optimum inside? Δ mean (points) of a ratio minus another", ratios, {"3:2": arm("copd")}),
     ]
 
 
 def row_16(study: StudyFolder) -> list[Table]:
-    copd = {"copd, merged": arm("copd"), "copd, each branch on its own domain": _branches(study, "copd")}
-    others: dict[str, Pick] = {
-        "experts at the matched budget (independent's branches)": _branches(study, "independent"),
+    merged, branches = {"copd, merged": arm("copd")}, {"copd's branches, each on its own": _branches(study, "copd")}
+    alone: dict[str, Pick] = {
+        "experts at the matched budget": _branches(study, "independent"),
         "experts, 100 steps": experts(study),
+    }
+    others: dict[str, Pick] = {
         **{f"copd, branch {domain}": branch("copd", domain) for domain in study.domains},
         "independent, merged": arm("independent"),
-        **{name: arm(name) for name in [*STATIC, "mix_rl", "mopd", "copd_full"]},
+        **{name: arm(name) for name in [*STATIC, "mix_rl", "mopd"]},
     }
     note = "All arms have the same sequences in total, the experts that they read included; the experts of 100 steps, "
-    note += "fewer. Experts and own-domain rows are two models, each asked about its own domain."
-    tables = [raw(study, "scores", {"origin": origin} | copd | others, note)]
-    for name, pick in copd.items():
-        pairs = [(name, other) for other in others if other != name]
-        tables.append(differences(study, f"{name}, minus", {name: pick} | others, pairs))
-    return tables
+    note += "fewer. The matched experts are independent's branches. Experts and `each on its own` are two models, each "
+    note += "asked about its own domain."
+    every = merged | branches | alone | others
+    return [
+        raw(study, "scores", {"origin": origin} | every, note),
+        normalised(study, "what is recovered of the experts of 100 steps", merged | others),
+        differences(study, "copd, merged, minus", every, [("copd, merged", name) for name in alone | others]),
+        differences(study, "copd's branches minus", every, [(next(iter(branches)), name) for name in alone]),
+    ]
 
 
 def _branches(study: StudyFolder, name: str) -> Pick:

@@ -18,7 +18,7 @@ NONE = "–"
 
 def share(estimate: Estimate | None) -> str:
     """A normalised score, a share or another number around 1."""
-    return NONE if estimate is None else score_interval(estimate).replace("nan", NONE)
+    return NONE if estimate is None or np.isnan(estimate.value) else score_interval(estimate)
 
 
 def points(estimate: Estimate | None) -> str:
@@ -28,14 +28,11 @@ def points(estimate: Estimate | None) -> str:
 
 def number(estimate: Estimate | None) -> str:
     """Three digits, whatever the size."""
-    if estimate is None:
+    if estimate is None or np.isnan(estimate.value):
         return NONE
-    value, low, high = (f"{x:,.0f}" if 1000 <= abs(x) < np.inf else f"{x:.3g}" for x in _three(estimate))
+    three = (estimate.value, estimate.low, estimate.high)
+    value, low, high = (f"{x:,.0f}" if 1000 <= abs(x) < np.inf else f"{x:.3g}" for x in three)
     return f"{value} [{low}, {high}]".replace("inf", "∞")
-
-
-def _three(estimate: Estimate) -> tuple[float, float, float]:
-    return estimate.value, estimate.low, estimate.high
 
 
 def normalised(study: StudyFolder, title: str, models: Mapping[str, Pick], note: str = "") -> Table:
@@ -84,6 +81,15 @@ def differences(study: StudyFolder, title: str, models: Mapping[str, Pick], pair
 
 def against(study: StudyFolder, models: Mapping[str, Pick], reference: str, title: str) -> Table:
     return differences(study, title, models, [(name, reference) for name in models if name != reference])
+
+
+def matrix(study: StudyFolder, title: str, models: Mapping[str, Pick], references: Mapping[str, Pick]) -> Table:
+    """Δ mean of every model to every reference, paired; the seeds that both have in front."""
+    rows = []
+    for name, pick in models.items():
+        found = [measures.paired(study, pick, other) for other in references.values()]
+        rows.append([name, *(f"{gap.seeds}: {points(gap.mean)}" if gap else NONE for gap in found)])
+    return Table(title, ["model", *(f"seeds: minus {name}" for name in references)], rows)
 
 
 Number = Callable[[RunFolder], float | None]

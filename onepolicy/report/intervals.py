@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -46,9 +47,12 @@ class Draws:
         return mean_B
 
 
+@cache  # the same few draws serve every score of a study
 def _shares(count: int, resamples: int, seed: tuple[int, ...]) -> Array:
     rng = np.random.default_rng(seed)
-    return rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    shares: Array = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    shares.flags.writeable = False
+    return shares
 
 
 def over_seeds(values_S: Array) -> Estimate:
