@@ -69,7 +69,7 @@ ROWS = {
     "15": Row("All S_RL:S_OPD ratios beat static OPD; interior optimum", COEVOLVE, coevolution.row_15),
     "16": Row("CoPD > experts on both domains; static OPD recovers part", COEVOLVE, coevolution.row_16),
     "18": Row("Removing either OPD direction hurts; the merge adds", COEVOLVE, coevolution.row_18),
-    "19–20": Row("Prompt share ≠ token share; token-mean starves the short domain", CLASH, claims.row_19),
+    "19-20": Row("Prompt share ≠ token share; token-mean starves the short domain", CLASH, claims.row_19),
     "21": Row("Teacher disagreement is small; masking it does not help", BOTH, claims.row_21),
     "22": Row("The budget drifts after token balancing; the inverse gap sign diverges", CLASH, claims.row_22),
     "23": Row("Staleness grows with K; refresh helps only at K > 1", CLASH, claims.row_23),
@@ -101,13 +101,20 @@ def read_studies(runs: Path) -> tuple[dict[str, StudyFolder], list[str]]:
         except ValueError:
             missing.append(f"{name}: all of it: no seed has its origin, its experts and an arm yet")
         else:
-            by_run: dict[str, list[str]] = {}
-            for place in found[name].missing:
-                seed, _, run = place.partition("/")
-                by_run.setdefault(run.removeprefix("arms/"), []).append(seed.removeprefix("seed-"))
-            if by_run:
-                missing.append(f"{name}: " + ", ".join(f"{run} (seed {' '.join(s)})" for run, s in by_run.items()))
+            missing += [f"{name}: {'; '.join(lines)}"] if (lines := absent(found[name])) else []
     return found, missing
+
+
+def absent(study: StudyFolder) -> list[str]:
+    """The seeds that are left out, and the arms that others lack."""
+    out = [seed for seed in study.facts["seeds"] if int(seed) not in study.seeds]
+    lines = [f"seed {', '.join(out)}: not all of origin and experts yet"] if out else []
+    by_arm: dict[str, list[str]] = {}
+    for place in study.missing:
+        seed, _, run = place.removeprefix("seed-").partition("/arms/")
+        if run and seed not in out:
+            by_arm.setdefault(run, []).append(seed)
+    return lines + [f"{arm} (seed {', '.join(seeds)})" for arm, seeds in by_arm.items()]
 
 
 def read_verdicts(file: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def number(estimate: Estimate | None) -> str:
         return NONE
     three = (estimate.value, estimate.low, estimate.high)
     value, low, high = (f"{x:,.0f}" if 1000 <= abs(x) < np.inf else f"{x:.3g}" for x in three)
-    return f"{value} [{low}, {high}]".replace("inf", "∞")
+    return (value if low == high else f"{value} [{low}, {high}]").replace("inf", "∞")
 
 
 def normalised(study: StudyFolder, title: str, models: Mapping[str, Pick], note: str = "") -> Table:

@@ -185,15 +185,15 @@ def _minus(ours: float, theirs: float, ours_B: Array | None, theirs_B: Array | N
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """What had been spent at the first evaluation with Norm ≥ 0.95, and its draws; ∞ where none has that."""
+    """What had been spent at the first evaluation with such a Norm, and its draws; ∞ where none has it."""
 
     spent: dict[str, Estimate]
     spent_B: dict[str, Array]
     evaluations: int
 
 
-def reached(study: StudyFolder, arm: str, seeds: list[int] | None = None) -> Reached | None:
-    """None where the arm has no Norm."""
+def reached(study: StudyFolder, arm: str, seeds: list[int] | None = None, level: float = REACHED) -> Reached | None:
+    """Norm ≥ `level`. None where the arm has no Norm."""
     seeds = study.seeds_of(arm) if seeds is None else seeds
     found = points(study, arm, seeds)
     every = [scores_of(study, point.evaluations, seeds) for point in found]
@@ -205,10 +205,10 @@ def reached(study: StudyFolder, arm: str, seeds: list[int] | None = None) -> Rea
     spent, spent_B = {}, {}
     for key in found[0].spent:
         costs_P = np.array([*(point.spent[key] for point in found), np.inf])
-        first_B = _first(values_BP >= REACHED)
+        first_B = _first(values_BP >= level)
         spent_B[key] = costs_P[first_B]
         low, high = percentile_interval(spent_B[key])
-        spent[key] = Estimate(float(costs_P[_first(values_P[None] >= REACHED)[0]]), low, high)
+        spent[key] = Estimate(float(costs_P[_first(values_P[None] >= level)[0]]), low, high)
     return Reached(spent, spent_B, len(found) - 1)
 
 
