@@ -13,6 +13,7 @@ from measures import (
     correlation,
     expert,
     experts,
+    known,
     of_arm,
     origin,
     own_domains,
@@ -51,7 +52,7 @@ def row_12(study: StudyFolder) -> list[Table]:
         for pair in [f"{domain}<origin" for domain in study.domains] + _pairs(study):
             rows[f"independent: {kind} {pair}"] = _trend(alone, f"{kind}/{pair}")
     note = "First and last diagnosed step (the first is before any update), and the slope of the least-squares line. "
-    note += "a<b: on a's own rollouts. Symmetric KL in nats per token. independent: two branches of 134 or so steps."
+    note += "a<b: on a's own rollouts. Symmetric KL in nats per token."
     return [numbers(study, "drift of what learns alone", "measure", rows, note)]
 
 
@@ -138,7 +139,7 @@ def _gain(drift: int, start: Pick, domain: str) -> dict[str, Callable[[SeedRuns]
     def room(runs: SeedRuns) -> float:
         return score(expert(domain), runs) - before(runs)
 
-    numbers = (before, gain, room, lambda runs: gain(runs) / room(runs))
+    numbers = (before, gain, room, lambda runs: gain(runs) / (room(runs) or np.nan))
     kinds = (of_arm(name, preflight(domain, kind)) for kind in ("overlap", "symmetric_kl"))
     return dict(zip(GAIN, (*kinds, *numbers), strict=True))
 
@@ -224,7 +225,7 @@ def row_16(study: StudyFolder) -> list[Table]:
         **{name: arm(name) for name in [*STATIC, "mix_rl", "mopd"]},
     }
     note = "All arms have the same sequences in total, the experts that they read included; the experts of 100 steps, "
-    note += "fewer. The matched experts are independent's branches. Experts and `each on its own` are two models, each "
+    note += "fewer. The matched experts are independent's branches. Experts and 'each on its own' are two models, each "
     note += "asked about its own domain."
     every = merged | branches | alone | others
     return [
@@ -249,7 +250,9 @@ def row_18(study: StudyFolder) -> list[Table]:
         f"branch {one} alone": branch("copd", one),
         f"branch {two} alone": branch("copd", two),
     }
-    others = {name: arm(name) for name in ("snapshot", "beta_quarter", "beta_half", "beta_two", "copd_full")}
+    others = {
+        name: arm(name) for name in known(study, "snapshot", "beta_quarter", "beta_half", "beta_two", "copd_full")
+    }
     return [
         raw(study, "scores", models),
         against(study, models, "copd", "paired differences to copd"),

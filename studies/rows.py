@@ -277,13 +277,15 @@ def saw_tooth_figure(found: dict[str, StudyFolder]) -> Figure | None:
         for style, arm in enumerate(("copd", "independent")):
             if arm in study.arms and seed in study.seeds_of(arm):
                 x, y = coevolution.gap_curve(study, "overlap", study.seeds[seed].arms[arm], "step")
-                lines.append(Line(arm, x[x <= until], y[x <= until], style, window=1))
-        shaded = [(a, b) for a, b in phases(steps, opd) if b <= until] if until == ZOOM else []
+                done = x - 1  # a step measures before its update
+                lines.append(Line(arm, done[done <= until], y[done <= until], style, window=1))
+        inside = [(start - 0.5, min(end - 0.5, until)) for start, end in phases(steps, opd) if start - 0.5 < until]
+        shaded = inside if until == ZOOM else []
         panels.append(Panel("overlap of the branches", lines, title, shaded))
     caption = (
         f"Top-k overlap of two branches, mean over both directions, seed {seed}. Shaded: steps of mutual distillation."
     )
-    return plots.curves("results-overlap", caption, panels, "step")
+    return plots.curves("results-overlap", caption, panels, "steps done")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def test_the_page_says_what_is_measured_judged_and_missing(runs):
     found, missing = rows.read_studies(runs)
     verdicts = {"1": {"verdict": "reproduced", "why": "Because."}, "which method when": "Always MOPD."}
     text = "\n".join(rows.page(found, missing, verdicts, []))
-    assert "- clash: mopd (seed 1); average (seed 1); mix_rl (seed 0, 1)" in text.replace("\\", "")
+    assert "- clash: mix_rl (seed 0, 1); mopd (seed 1); average (seed 1)" in text.replace("\\", "")
     assert "coevolve: all of it" in text and "Always MOPD." in text
     assert "| mopd | 1 | 0.875 [" in text  # (1 + .75) / 2
     assert "| mix\\_rl | 0 | – | – |" in text
