@@ -151,6 +151,7 @@ def row_14(study: StudyFolder) -> list[Table]:
             "end of RL phases": partial(_tooth, study, kind, lambda rl, opd: rl.mean()),
             "end of OPD phases": partial(_tooth, study, kind, lambda rl, opd: opd.mean()),
             "OPD − RL": partial(_tooth, study, kind, lambda rl, opd: opd.mean() - rl.mean()),
+            "OPD phases that raise it (share)": partial(_tooth, study, kind, lambda rl, opd: (opd > rl).mean()),
         }
         rows[f"copd: {kind}"] = teeth | {
             "lowest": partial(_between, study, kind, "copd", np.min),
@@ -191,8 +192,8 @@ def _tooth(study: StudyFolder, kind: str, what: Callable[[Array, Array], float],
     opd, values = run.curve("opd")[1], gap_curve(study, kind, run)[1]
     if len(opd) != len(values):
         return None  # not measured at every step
-    rl, taught = phase_ends(opd, values)
-    return float(what(rl, taught)) if len(rl) and len(taught) else None
+    rl, taught = phase_ends(opd, values)  # rl[i] is where the OPD phase starts that ends with taught[i]
+    return float(what(rl[: len(taught)], taught)) if len(taught) else None
 
 
 def _same_sequences(study: StudyFolder, kind: str, runs: SeedRuns) -> float | None:
