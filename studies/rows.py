@@ -197,8 +197,12 @@ def models(name: str, study: StudyFolder) -> Table:
 def cost(name: str, study: StudyFolder) -> Table:
     rows = []
     for arm in study.arms:
-        own, experts = (of["sequences"] for of in (spent(study.runs(arm)), experts_cost(study, arm)))
-        rows.append([arm, str(len(study.seeds_of(arm))), *(f"{n:,.0f}" for n in (own, experts, own + experts))])
+        own, seeds = spent(study.runs(arm))["sequences"], study.seeds_of(arm)
+        read = [name.removeprefix("arms.") for name in study.facts["reads"][arm] if name.startswith("arms.")]
+        gone = set(seeds) - set(study.seeds_of(*read))
+        paid = None if gone else experts_cost(study, arm)["sequences"]
+        costs = (own, paid, None if paid is None else own + paid)
+        rows.append([arm, str(len(seeds)), *(NONE if cost is None else f"{cost:,.0f}" for cost in costs)])
     columns = ["arm", "seeds", "its own", "of what it reads", "together"]
     return Table(name, columns, rows, f"Mean over seeds. Budget: {study.facts['budget']}.")
 
