@@ -50,7 +50,7 @@ EVERY_METHOD += ["task_arithmetic"]
 CLAIMED_ORDER = ["mopd", "mix_rl", "task_arithmetic", "offpolicy", "cascade", "average"]
 LAMBDAS = ("0.3", "0.5", "0.7", "1", "1.3")
 LEVELS = (0.8, 0.9, 0.95)  # Norm
-SEQUENCES = (2_700, 5_400, 9_000, 18_000, 36_000, 54_000)
+SEQUENCES = (2_700, 5_400, 9_000, 18_000, 36_000, 54_000, 108_000)
 
 
 def row_1(study: StudyFolder) -> list[Table]:
@@ -106,35 +106,43 @@ def _stages(study: StudyFolder, cascade: str) -> list[Table]:
 
 
 def row_4(study: StudyFolder) -> list[Table]:
-    """Sequences to 95% of the teachers, and Norm at equal sequences."""
-    arms = ["mopd", "mix_rl_3x"]
-    seeds = study.seeds_of(*arms) if set(arms) <= set(study.arms) else []
-    count = str(len(seeds))
+    """Sequences until the teachers are reached, and Norm at equal sequences."""
+    arms = [name for name in ("mopd", "mopd_2x", "mix_rl_3x", "mix_rl_6x") if name in study.arms]
     fast, at_equal = [], []
-    for method in arms if seeds else []:
-        costs = [reached(study, method, seeds, level) for level in LEVELS]
+    for method in arms:
+        seeds = study.seeds_of(method)
         paid = f"{experts_cost(study, method)['sequences']:,.0f}"
-        fast.append([method, count, *(number(cost.spent["sequences"] if cost else None) for cost in costs), paid])
+        fast.append([method, str(len(seeds)), *(number(_cost(study, method, seeds, level)) for level in LEVELS), paid])
         x, norm, *_ = norm_curve(study, method, seeds)
         norms = [as_of(x, norm, n) if n <= 1.01 * x[-1] else None for n in SEQUENCES]
-        at_equal.append([method, count, *(NONE if value is None else f"{value:.3f}" for value in norms)])
-    if seeds:
-        ratios = [_ratio(*(reached(study, method, seeds, level) for method in reversed(arms))) for level in LEVELS]
-        fast.append(["mix_rl_3x ÷ mopd", count, *map(number, ratios), ""])
-    note = (
-        "At the first evaluation that has this Norm (as fine as the evaluations are, and the first of many noisy ones "
-    )
-    note += "comes early); ∞: not within the run; a ratio of two such is left out. The experts come on top for mopd."
+        at_equal.append([method, str(len(seeds)), *(NONE if value is None else f"{value:.3f}" for value in norms)])
+    for slow, quick in (("mix_rl_3x", "mopd"), ("mix_rl_6x", "mopd_2x")):
+        seeds = study.seeds_of(slow, quick) if {slow, quick} <= set(arms) else []
+        if seeds:
+            both = [[reached(study, name, seeds, level) for name in (slow, quick)] for level in LEVELS]
+            fast.append([f"{slow} ÷ {quick}", str(len(seeds)), *(number(_ratio(*pair)) for pair in both), ""])
+    note = "At the first evaluation that has this Norm (as fine as the evaluations are, and the first of many noisy "
+    note += "ones comes early); ∞: not within the run; a ratio of two such is left out. mopd's experts come on top."
     levels = [f"to Norm ≥ {level:g}" for level in LEVELS]
-    models = {"mopd": arm("mopd"), "mix_rl": arm("mix_rl"), "mix_rl_3x": arm("mix_rl_3x")}
-    pairs = [("mopd", "mix_rl"), ("mopd", "mix_rl_3x")]
-    title = "at the end, with equal sequences (mix_rl) and three times as many (mix_rl_3x)"
+    models = {name: arm(name) for name in ["mopd", "mix_rl", "mix_rl_3x", *known(study, "mopd_2x", "mix_rl_6x")]}
+    pairs = [("mopd", "mix_rl"), ("mopd", "mix_rl_3x")] + ([("mopd_2x", "mix_rl_6x")] if "mopd_2x" in models else [])
     later = "Of the latest evaluation by then."
     return [
         Table("sequences until the teachers are reached", ["arm", "seeds", *levels, "experts' sequences"], fast, note),
         Table("Norm after so many sequences", ["arm", "seeds", *(f"{n:,}" for n in SEQUENCES)], at_equal, later),
-        differences(study, title, models, pairs),
+        differences(study, "at the end: with equal sequences (mix_rl) and three times as many", models, pairs),
     ]
+
+
+def _cost(study: StudyFolder, method: str, seeds: list[int], level: float) -> Estimate | None:
+    found = reached(study, method, seeds, level)
+    return found.spent["sequences"] if found else None
+
+
+def longest(study: StudyFolder, short: str, long: str) -> str | None:
+    """The longer of two like runs, once it has finished with as many seeds; None where neither has."""
+    done = [name for name in (long, short) if name in study.arms]
+    return max(done, key=lambda name: len(study.seeds_of(name)), default=None)
 
 
 def _ratio(ours: Reached | None, theirs: Reached | None) -> Estimate | None:

@@ -257,10 +257,10 @@ def norm_figure(found: dict[str, StudyFolder]) -> Figure | None:
     panels = []
     for name, study in ((name, found[name]) for name in BOTH if name in found):
         lines = []
-        for style, arm in enumerate(("mopd", "mix_rl_3x")):
-            if arm in study.arms:
+        for style, pair in enumerate((("mopd", "mopd_2x"), ("mix_rl_3x", "mix_rl_6x"))):
+            if arm := claims.longest(study, *pair):
                 x, y, low, high = claims.norm_curve(study, arm, study.seeds_of(arm))
-                lines.append(Line(arm, x, y, style, window=1, band=(low, high)))
+                lines.append(Line(pair[0].removesuffix("_3x"), x, y, style, window=1, band=(low, high)))
         panels.append(Panel("Norm", lines, name))
     caption = (
         "Norm against the sequences that the arm has written, mean over seeds; bands: 95% over seeds and questions. "

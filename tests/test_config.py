@@ -72,6 +72,9 @@ COMMON_DEFAULTS = {
 LOSS_DEFAULTS = {
     "diagnose_every": 0,
     "rollout.engine_noise": 0.0,
+    "check.samples": 16,
+    "check.warn_starved": 0.5,
+    "check.warn_contrast": 0.1,
     "loss.reduction": "sequence",
     "loss.policy.kind": "ppo",
     "loss.policy.clip_low": 0.2,
@@ -137,10 +140,10 @@ def test_the_defaults_of_mopd_are_the_vetted_ones() -> None:
         "outcome_weight.steps": 1,
         "advantage": "grpo",
         "inner_updates": 1,
-        "check.samples": 16,
         "check.warn_reverse_kl": 0.15,
         "check.warn_overlap": 0.6,
-        "check.overlap_k": 10,
+        "check.overlap_k": None,
+        "check.warn_disagreement": 1.0,
         "check.max_invalid_share": 0.01,
         "balance.kind": "none",
         "balance.targets": None,
@@ -391,3 +394,12 @@ def test_the_example_of_the_readme_is_a_valid_run() -> None:
     assert config.routes == {"math": "math", "extract": "text", "logic": "text"}
     assert config.optim.learning_rate == 3e-6
     assert len(example.splitlines()) <= 20
+
+
+@pytest.mark.parametrize("teacher", ["self", {"model": "self", "domains": ["math"]}])
+def test_the_teacher_self_is_the_model_that_the_run_starts_from(teacher: object) -> None:
+    config = parse_run(MOPD | {"teachers": {"math": teacher}})
+    assert isinstance(config, MopdConfig) and config.teachers["math"].model == config.model
+    with pytest.raises(ConfigError, match="a teacher is a checkpoint"):
+        scratch = {"scratch": {"architecture": {}, "alphabet": "ab"}}
+        parse_run(MOPD | {"model": scratch, "teachers": {"math": teacher}})

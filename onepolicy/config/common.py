@@ -201,9 +201,24 @@ class RunConfig(FolderConfig):
 
 
 class TaughtConfig(RunConfig):
-    """A run with teachers: every domain that is drawn from has exactly one."""
+    """A run with teachers: every domain that is drawn from has exactly one.
+
+    The teacher `self` is the model that the run starts from, frozen: for domains to be kept as they are.
+    """
 
     teachers: dict[str, TeacherConfig] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _self_is_the_start(cls, data: Any) -> Any:
+        teachers = data.get("teachers") if isinstance(data, dict) else None
+        if not isinstance(teachers, dict):
+            return data
+        spelt = {
+            name: {"model": teacher} if isinstance(teacher, str) else teacher for name, teacher in teachers.items()
+        }
+        own = [name for name, t in spelt.items() if isinstance(t, dict) and t.get("model") == "self"]
+        return {**data, "teachers": spelt | {name: {**spelt[name], "model": data.get("model")} for name in own}}
 
     @property
     def routes(self) -> dict[str, str]:

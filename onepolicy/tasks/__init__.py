@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from onepolicy.config import ConfigError, DomainConfig, TasksConfig, did_you_mean
 from onepolicy.tasks.base import EVAL_SEED, SourceOptions, TaskSource
 from onepolicy.tasks.custom import CustomOptions, custom_source
+from onepolicy.tasks.instruction import InstructionOptions, InstructionSource
 from onepolicy.tasks.letters import LettersOptions, LettersSource
+from onepolicy.tasks.math import MathOptions, MathSource
 from onepolicy.tasks.reasoning_gym import ReasoningGymOptions, ReasoningGymSource
 from onepolicy.tasks.records import RecordsOptions, RecordsSource
 
@@ -30,6 +32,8 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "letters": Kind(LettersOptions, LettersSource),
     "reasoning_gym": Kind(ReasoningGymOptions, ReasoningGymSource),
+    "instruction": Kind(InstructionOptions, InstructionSource),
+    "math": Kind(MathOptions, MathSource),
     "records": Kind(RecordsOptions, RecordsSource),
     "custom": Kind(CustomOptions, custom_source),
 }

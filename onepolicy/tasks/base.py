@@ -23,7 +23,11 @@ EVAL_SEED = (
 
 
 class TaskSource(Protocol):
-    """The questions of one domain. Everything is a function of the options, the seed and the index alone."""
+    """The questions of one domain. Everything is a function of the options, the seed and the index alone.
+
+    A source may also have `prepare()`: what takes long the first time (imports), done by the grading process before the
+    first answer's clock starts.
+    """
 
     def draw(self, index: int) -> Task:
         """The task at any index >= 0, always the same one. Distinct indices may give equal prompts."""

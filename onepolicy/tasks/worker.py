@@ -30,6 +30,8 @@ def main(fd: int) -> None:
     setup = pickle.load(stream)
     try:
         sources = {name: build_source(name, config, seed=0) for name, config in setup["tasks"].items()}
+        for source in sources.values():
+            getattr(source, "prepare", lambda: None)()
     except Exception as error:  # the parent raises it, with its own traceback
         _say(link, {"failed": f"{type(error).__name__}: {error}"})
         return

@@ -1,0 +1,154 @@
+"""Instructions whose following can be checked: prompts made here, or the records of IFEval and IFBench as they are.
+
+    tasks: {kind: instruction}                                     # plain English, one to four constraints
+    tasks: {kind: instruction, scale: small, corrupt: 0.5}         # "5 letters;no e;start x", for the smallest models
+    tasks: {kind: instruction, path: input_data.jsonl, mode: loose}
+
+Records have the columns key, prompt, instruction_id_list, kwargs. The constraints are in `instruction_checks.py`
+(IFEval), `instruction_ifbench.py` and `instruction_small.py`; the prompts are made in `instruction_prompts.py` and
+`instruction_small.py`. An answer is right when it follows all of its constraints, or earns the share that it follows.
+Stricter than IFEval: the prompt itself, which often follows its own constraints, is no part of an answer to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from onepolicy.tasks import instruction_ifbench, instruction_prompts, instruction_small
+from onepolicy.tasks.base import seeded, user_message, with_one_wrong
+from onepolicy.tasks.instruction_checks import CHECKS, MAX_RESPONSE, followed, validated
+from onepolicy.tasks.instruction_small import Constraint
+from onepolicy.tasks.instruction_text import language
+from onepolicy.tasks.rows import RowReader, RowsOptions
+from onepolicy.types import Grade, Task
+
+SCALES = {"plain": instruction_prompts.draw, "small": instruction_small.draw}
+COLUMNS = ("prompt", "instruction_id_list", "kwargs")
+_ = instruction_ifbench  # its import registers its checks
+
+Count = Annotated[int, Field(ge=1, le=4)]
+
+
+class InstructionOptions(RowsOptions):
+    """Records when `path` or `hub` names some; else prompts made here, of a scale and with some number of constraints.
+
+    `mode` is IFEval's: loose also accepts what follows without its first line, last line or asterisks. `partial`
+    rewards the share of constraints followed. `corrupt` is the probability that a demonstration of the small scale has
+    one wrong letter, which breaks a constraint.
+    `unchecked` says what to do with records that have a constraint without a check: refuse the file, or skip them.
+    """
+
+    scale: Literal["plain", "small"] = "plain"
+    min_constraints: Count = 1
+    max_constraints: Count = 4
+    mode: Literal["strict", "loose"] = "strict"
+    partial: bool = False
+    corrupt: Annotated[float, Field(ge=0, le=1)] = 0.0
+    unchecked: Literal["refuse", "skip"] = "refuse"
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.min_constraints > self.max_constraints:
+            raise ValueError(f"min_constraints {self.min_constraints} is above max_constraints {self.max_constraints}")
+        made_here = {"scale", "min_constraints", "max_constraints", "corrupt"} & self.model_fields_set
+        if self.corrupt and self.scale != "small":
+            raise ValueError(f"corrupt {self.corrupt} is for scale: small; longer answers survive a wrong letter")
+        if self.has_rows and made_here:
+            raise ValueError(f"{', '.join(sorted(made_here))} is of prompts made here: remove it, or `path` and `hub`")
+        return self
+
+
+class InstructionSource:
+    """Draws prompts, and grades their answers constraint by constraint."""
+
+    def __init__(self, domain: str, options: InstructionOptions, seed: int) -> None:
+        self.domain, self.options, self.seed = domain, options, seed
+        keep = _has_checks if options.unchecked == "skip" else None
+        self.reader = RowReader(domain, options, seed, keep) if options.has_rows else None
+
+    def prepare(self) -> None:
+        """Load the language detector's profiles (half a second)."""
+        language("Any text will do.")
+
+    def draw(self, index: int) -> Task:
+        """Raises ValueError when the records cannot be read, lack a column or name a constraint without a check."""
+        options = self.options
+        rng = seeded("instruction", options.scale, self.seed, index)
+        metadata: dict[str, Any] = {}
+        if self.reader is None:
+            count = rng.randint(options.min_constraints, options.max_constraints)
+            prompt, constraints, answer = SCALES[options.scale](rng, count)
+            shown = _flawed(answer, constraints, rng) if rng.random() < options.corrupt else answer
+            metadata = {"answer": answer, "demonstration": shown}
+        else:
+            row_number, row = self.reader.at(index)
+            try:
+                prompt, constraints = read_row(row)
+            except ValueError as error:
+                raise ValueError(f"{self.reader.place}, row {row_number}: {error}") from None
+            metadata = {"row": row_number}
+        task_id = f"{self.domain}/{self.seed}/{index}"
+        return Task(task_id, self.domain, user_message(prompt), constraints, metadata)
+
+    def grade(self, task: Task, response: str) -> Grade:
+        response = response.rpartition("</think>")[2]
+        if len(response) > MAX_RESPONSE:
+            return Grade(0.0, f"{len(response)} characters are more than the {MAX_RESPONSE} that are looked at")
+        response = _own_words(response, task)
+        loose = self.options.mode == "loose"
+        missed = [name for name, arguments in task.reference if not followed(name, arguments, response, loose)]
+        if not missed:
+            return Grade(1.0)
+        share = 1 - len(missed) / len(task.reference)
+        return Grade(share if self.options.partial else 0.0, f"not followed: {', '.join(missed)}")
+
+    def gold(self, task: Task) -> str | None:
+        """The worked-out answer of a prompt made here; records have none."""
+        return task.metadata.get("answer")
+
+    def demonstration(self, task: Task) -> str | None:
+        return task.metadata.get("demonstration")
+
+
+def read_row(row: Mapping[str, Any]) -> tuple[str, tuple[Constraint, ...]]:
+    """Prompt and constraints of a record. Raises ValueError on a missing column or a constraint without a check."""
+    missing = [column for column in COLUMNS if column not in row]
+    if missing:
+        raise ValueError(f"its columns {', '.join(row)} lack {', '.join(missing)}, which IFEval's and IFBench's have")
+    if not isinstance(row["prompt"], str):
+        raise ValueError(f"its prompt is no text: {row['prompt']!r:.80}")
+    names, arguments = row["instruction_id_list"], row["kwargs"]
+    if not names or len(names) != len(arguments):
+        raise ValueError(f"{len(names)} constraints and {len(arguments)} sets of arguments, not as many, or none")
+    try:
+        return row["prompt"], tuple((n, validated(n, a or {})) for n, a in zip(names, arguments, strict=True))
+    except ValueError as error:
+        raise ValueError(f"{error} (unchecked: skip leaves such records out)") from None
+
+
+def _has_checks(row: Mapping[str, Any]) -> bool:
+    return all(name in CHECKS for name in row.get("instruction_id_list", ()))
+
+
+def _own_words(response: str, task: Task) -> str:
+    """A response without copies of its prompt, as far as no constraint asks for them; "" when nothing else is left."""
+    names, prompt = {name for name, _ in task.reference}, task.messages[-1]["content"]
+    if any(name.startswith("repeat:") for name in names):
+        return response
+    if "combination:repeat_prompt" not in names:
+        response = response.replace(prompt, "")
+    said, asked = (" ".join(text.lower().split()) for text in (response, prompt))
+    return "" if said in asked and 2 * len(said) > len(asked) else response
+
+
+def _flawed(answer: str, constraints: tuple[Constraint, ...], rng: Random) -> str:
+    """An answer with one wrong character that breaks a constraint; its first half when none of eight tries does."""
+    for _ in range(8):
+        shown = with_one_wrong(answer, rng)
+        if not all(followed(name, arguments, shown, loose=False) for name, arguments in constraints):
+            return shown
+    return answer[: len(answer) // 2]

@@ -1,0 +1,107 @@
+"""What the checks of instructions count and look at: words, sentences, look-alikes, languages."""
+# ruff: noqa: RUF001 - look-alikes are what this file is about
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from functools import cache
+from typing import Any
+
+# After these a full stop ends no sentence.
+_ABBREVIATIONS = {"mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "vs", "etc", "inc", "ltd", "co", "no", "fig"}
+_ABBREVIATIONS |= {"approx", "e.g", "i.e", "ph.d", "u.s", "u.s.a", "a.m", "p.m", "p.s"}
+
+# Cyrillic, Greek and other letters that look like a Latin one, beside those that Unicode itself calls compatible
+# (full-width, mathematical).
+_LIKE = {
+    "a": "аα",
+    "c": "с",
+    "d": "ԁ",
+    "e": "еε",
+    "g": "ɡ",
+    "h": "һ",
+    "i": "іιı",
+    "j": "ј",
+    "k": "кκ",
+    "l": "ӏ",
+    "n": "ν",
+}
+_LIKE |= {"o": "оοօ", "p": "рρ", "q": "ԛ", "s": "ѕ", "t": "τ", "u": "υս", "v": "ѵ", "w": "ѡԝ", "x": "хχ", "y": "у"}
+_LIKE |= {"A": "АΑ", "B": "ВΒ", "C": "С", "E": "ЕΕ", "H": "НΗ", "I": "ІΙ", "J": "Ј", "K": "КΚ", "M": "МΜ", "N": "Ν"}
+_LIKE |= {"O": "ОΟ", "P": "РΡ", "S": "Ѕ", "T": "ТΤ", "X": "ХΧ", "Y": "УΥ", "Z": "Ζ"}
+_MODELS = {ord(like): model for model, likes in _LIKE.items() for like in likes}
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters, digits and underscores, as IFEval counts them: a hyphenated word is two."""
+    return re.findall(r"\w+", text)
+
+
+def spaced_words(text: str) -> list[str]:
+    """What stands between white space, without the punctuation around it; a hyphenated word is one."""
+    return [word for part in text.split() if (word := part.strip(string.punctuation))]
+
+
+def bare_words(text: str) -> list[str]:
+    """Lower-case words between white space, without any punctuation in them either (IFBench)."""
+    return text.lower().translate(str.maketrans("", "", string.punctuation)).split()
+
+
+def sentences(text: str) -> list[str]:
+    """The pieces that have a letter or a digit."""
+    return [piece for piece in pieces(text) if re.search(r"\w", piece)]
+
+
+def pieces(text: str) -> list[str]:
+    """Split after . ! ? (and the quotes or brackets that follow) where white space comes next.
+
+    Not after an abbreviation, an initial, or dots that go on in lower case. White space alone ends no sentence.
+    """
+    found, start = [], 0
+    for end in re.finditer(r"(?<![.!?…])[.!?…]++[\"'”’)\]*]*+(?=\s|$)", text):
+        before = text[start : end.start()].rpartition(" ")[2].lstrip("(\"'").lower()
+        if end[0] == ".":
+            initial = len(before) == 1 and before.isalpha() and before != "i" and text[end.start() - 1].isupper()
+            if (before in _ABBREVIATIONS or initial) and text[end.end() :].strip():
+                continue
+        if end[0] in ("...", "…") and text[end.end() :].lstrip()[:1].islower():
+            continue
+        found.append(text[start : end.end()].strip())
+        start = end.end()
+    return [piece for piece in (*found, text[start:].strip()) if piece]
+
+
+def visible(text: str) -> str:
+    """Text without characters that take no place: zero-width ones, marks of direction."""
+    return "".join(c for c in text if unicodedata.category(c) != "Cf")
+
+
+def unmasked(text: str) -> str:
+    """Text with letters replaced by the Latin ones that they look like.
+
+    Checks of what is *forbidden* use it, so that a Cyrillic o does not hide a word; checks of what is wanted do not, so
+    that a look-alike never counts as the letter itself.
+    """
+    return unicodedata.normalize("NFKC", text).translate(_MODELS)
+
+
+def language(text: str) -> str | None:
+    """ISO 639-1 code of the text's language, without region ("zh" for zh-cn); None when it shows none (digits).
+
+    langdetect is what IFEval itself uses, so verdicts agree with published ones; it is plain Python with its data in
+    the package. Seeded, as IFEval does, because it samples.
+    """
+    try:
+        return str(_langdetect().detect(text)).partition("-")[0]
+    except _langdetect().LangDetectException:
+        return None
+
+
+@cache
+def _langdetect() -> Any:
+    import langdetect
+
+    langdetect.DetectorFactory.seed = 0
+    return langdetect
