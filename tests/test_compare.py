@@ -410,7 +410,7 @@ def test_the_report_of_a_study_shows_who_wins_and_at_what_cost(synthetic):
     assert page.count("<svg") == len(figures) and "<script" not in page
 
 
-def test_distillationphases_are_stretches_of_steps():
+def test_distillation_phases_are_stretches_of_steps():
     steps = np.arange(1.0, 8)
     assert phases(steps, np.array([0, 0, 1, 1, 0, 1, 1])) == [(2.5, 4.5), (5.5, 7.5)]
     assert phases(steps, np.zeros(7)) == []
