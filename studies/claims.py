@@ -367,7 +367,7 @@ def row_23(study: StudyFolder) -> list[Table]:
     columns = {
         "rollout KL, mean of the updates": mean("rollout_kl"),
         "rollout KL, last update": mean("rollout_kl_last"),
-        "clipped share, last update": mean("clipped_last"),
+        "clipped share, last update": mean("distill_clipped_last"),
     }
     note = "Nats per token, k3, from the engine that wrote to the policy that learns; means over all steps. At K = 1 "
     note += "(mopd_sampled) the only update is the first."
