@@ -33,6 +33,7 @@ bench: setup
 	$(BIN)/python benchmarks/teachers.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/sandbox.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -60,6 +60,8 @@ def check_domains(config: AnyRun, n: int) -> bool:
             "\n".join(remarks) or "[green]fine",
         )
     console.print(table)
+    for note in dict.fromkeys(note for found in reports.values() for note in found.notes):
+        console.print(note)
     return all(found.ok for found in reports.values())
 
 

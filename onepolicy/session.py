@@ -37,6 +37,7 @@ from onepolicy.types import Sample, Task
 EVAL_SEED = 20_000_000  # of the answers to held-out questions: the same for every run, step and seed
 GOLDS = 16  # gold answers per domain that are graded before anything else
 ORIGIN = "the origin"  # among the identities; not a name that a teacher would have
+MAX_REFERENCE = 1000  # characters of a reference that are kept with it: the tests of a program may be megabytes
 SAMPLES_EVERY = 10  # steps between answers kept to read
 
 
@@ -289,7 +290,7 @@ def readable(sample: Sample, step: int) -> dict[str, Any]:
         "reward": sample.reward,
         "reason": sample.reason,
         "finish": sample.finish,
-        "reference": "" if sample.task.reference is None else str(sample.task.reference),
+        "reference": "" if sample.task.reference is None else str(sample.task.reference)[:MAX_REFERENCE],
     }
 
 

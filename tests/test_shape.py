@@ -125,6 +125,7 @@ def test_heavy_imports_stay_out_of_the_front_door() -> None:
         ".recipes",
         ".tasks",
         ".tasks.worker",
+        ".sandbox",
         ".evaluation",
     ]
     heavy = ["torch", "transformers", "reasoning_gym", "matplotlib", "datasets", "pyarrow"]

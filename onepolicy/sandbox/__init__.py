@@ -2,7 +2,7 @@
 
     with Sandbox() as sandbox:
         sandbox.run("print(int(input()) + 1)", stdin="41").stdout        # "42\\n"
-        sandbox.test("def f(x): return x * x", Tests(("assert f(3) == 9",), names=("f",))).ok    # True
+        sandbox.test("def f(x): return x * x", UnitTests(("assert f(3) == 9",), names=("f",))).ok    # True
         sandbox.level                                                    # what is in force on this machine
 
 How. A slot is a warm interpreter behind walls (`level.py`: bubblewrap where it is installed); it forks for every
@@ -29,10 +29,10 @@ What it does not cover:
 - Several programs at once share cores: a program that others slow down may hit its wall-clock limit.
 - Programs see the standard library and the system's read-only folders (/usr), and no installed packages.
 - Programs and tests exchange values, not references: what changes its argument in place cannot be tested so.
-- Only Linux; the filter only on x86-64 and 64-bit ARM.
+- Only Linux, from 5.3; the filter only on x86-64 and 64-bit ARM.
 """
 
 from onepolicy.sandbox.level import Level, SandboxError
-from onepolicy.sandbox.pool import Limits, Outcome, Sandbox, Tests, Verdict, shared, strongest
+from onepolicy.sandbox.pool import Limits, Outcome, Sandbox, UnitTests, Verdict, shared, strongest
 
-__all__ = ["Level", "Limits", "Outcome", "Sandbox", "SandboxError", "Tests", "Verdict", "shared", "strongest"]
+__all__ = ["Level", "Limits", "Outcome", "Sandbox", "SandboxError", "UnitTests", "Verdict", "shared", "strongest"]

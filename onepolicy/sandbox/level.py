@@ -97,7 +97,7 @@ def command(level: Level) -> list[str]:
         raise SandboxError("bubblewrap: not installed (Debian: apt-get install bubblewrap)")
     root = layout()
     line = [bwrap, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
-    line += ["--hostname", "sandbox", "--proc", "/proc", "--dir", "/tmp", "--dir", "/dev/shm"]
+    line += ["--hostname", "sandbox", "--proc", "/proc", "--dir", "/dev/shm", "--perms", "1777", "--tmpfs", "/tmp"]
     above = {str(parent) for path in root["binds"] for parent in PurePosixPath(path).parents} - {"/", "/usr"}
     line += [word for path in sorted(above) for word in ("--perms", "0755", "--dir", path)]  # else: for root alone
     line += [word for path in root["binds"] for word in ("--ro-bind", path, path)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -40,7 +41,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Tests:
+class UnitTests:
     """Python code with assertions about a program.
 
     `setup` runs before it. `names` are the program's functions and classes that either of them uses, above what
@@ -93,7 +94,7 @@ class Sandbox:
     ) -> None:
         """By default a slot per core, and the strongest level that works here; `isolator` asks for one of one kind.
 
-        Starts nothing, save that the first one in a process finds out the level. Raises SandboxError when none works.
+        Starts no slot yet; the first one in a process finds out the level. Raises SandboxError when none works.
         """
         self.slots = slots or len(os.sched_getaffinity(0))
         self.limits = limits or Limits()
@@ -103,6 +104,19 @@ class Sandbox:
         for slot in slots_:
             self._free.put(slot)
         self.close = weakref.finalize(self, _close, slots_)
+
+    def start(self) -> None:
+        """Start all free slots; else each starts when it is first needed. Raises SandboxError when one cannot."""
+        slots = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                slots.append(self._free.get_nowait())
+        try:
+            for slot in slots:
+                slot.start()
+        finally:
+            for slot in slots:
+                self._free.put(slot)
 
     def run(
         self, source: str, stdin: str = "", files: Mapping[str, str] | None = None, limits: Limits | None = None
@@ -116,7 +130,7 @@ class Sandbox:
         with Files(program=payload, stdin=_bytes(stdin), stdout=b"", stderr=b"") as open_files:
             return _outcome(self._ask(limits, open_files), limits, open_files)
 
-    def test(self, source: str, tests: Tests, *, keep_going: bool = False, limits: Limits | None = None) -> Verdict:
+    def test(self, source: str, tests: UnitTests, limits: Limits | None = None, *, keep_going: bool = False) -> Verdict:
         """Run tests on a program that is loaded in another process (`inside/judge.py`).
 
         All tests together have the limits of one program. Without `keep_going`, the first failure is the last.
@@ -203,14 +217,14 @@ def _ending(answer: Mapping[str, Any], limits: Limits, stderr: str) -> tuple[Sta
         return "failed", f"exit code {code}" + (f": {lines[-1]:.200}" if lines else "")
     if -code == signal.SIGKILL and answer["cpu_s"] >= limits.cpu_s - 0.1:
         return "killed", f"used up {limits.cpu_s} s of CPU time"
-    return "killed", f"killed by {signal.Signals(-code).name}"
+    return "killed", f"killed by a signal: {signal.strsignal(-code) or -code}"
 
 
 def _verdict(outcome: Outcome, report: str) -> Verdict:
     """From what the tests' process wrote; of that, and of how it ended, the program has no hold."""
     asserts = passed = 0
     failures, done = [], False
-    for line in report.splitlines():
+    for line in report.split("\n"):
         try:
             fact = json.loads(line)
         except ValueError:  # cut short by a limit

@@ -6,6 +6,7 @@ import contextlib
 import importlib.resources
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -78,6 +79,7 @@ class Slot:
         self.level, self.number = level, number
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket
+        self._litter: str | None = None  # a folder that the server removes, unless it is killed
         self._closed = False
 
     def start(self) -> Level:
@@ -98,11 +100,15 @@ class Slot:
                 log.seek(0)
                 lines = log.read().decode(errors="replace").strip().splitlines()
                 message = json.dumps({"refused": lines[-1] if lines else "the server ended at once"}).encode()
+        if self._closed:  # meanwhile, by another thread
+            self.stop()
+            raise SandboxError("this sandbox was closed")
         answer = json.loads(message)
         if "refused" in answer:
             self.stop()
             user = " with a user of its own" if self.level.own_user else ""
             raise SandboxError(f"{self.level.isolator}{user}: {answer['refused']}")
+        self._litter = answer["litter"]
         self.level = replace(self.level, nested=answer["nested"], filter=answer["filter"])
         return self.level
 
@@ -138,6 +144,8 @@ class Slot:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        if self._litter:
+            shutil.rmtree(self._litter, ignore_errors=True)
 
     def close(self) -> None:
         """Stop, and never start again."""

@@ -28,7 +28,8 @@ class TaskSource(Protocol):
     """The questions of one domain. Everything is a function of the options, the seed and the index alone.
 
     A source may also have `prepare()`: what takes long the first time (imports), done by the grading process before the
-    first answer's clock starts.
+    first answer's clock starts. One whose grading mostly waits for other processes may have `threads`, how many answers
+    are graded at once; it bounds the time of each itself, by `time_limit_s`. And `notes()`, lines that a check shows.
     """
 
     def draw(self, index: int) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ class SourceReport:
     constant_share: float  # of the gold answers that it is
     constant_reward: float
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what the source itself has to say: in which sandbox its answers run
 
     @property
     def ok(self) -> bool:
@@ -58,6 +60,7 @@ def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
         constant=constant,
         constant_share=count / len(golds) if golds else 0.0,
         constant_reward=_mean(grade([(task, constant) for task in tasks])),
+        notes=tuple(source.notes()) if hasattr(source, "notes") else (),
     )
     return replace(report, warnings=tuple(_warnings(report)))
 
@@ -70,9 +73,14 @@ def check_domains(domains: Mapping[str, DomainConfig], n: int) -> dict[str, Sour
 
 
 def require_golds(sources: Mapping[str, Source], n: int, grade: GradeAll) -> None:
-    """Raises ValueError for a domain whose own answers do not score 1.0."""
+    """Raises ValueError for a domain whose own answers do not score 1.0. What sources have to say goes to stderr."""
+    notes: set[str] = set()
     for name, source in sources.items():
         found = check_source(source, n, grade)
+        for note in found.notes:
+            if note not in notes:
+                print(note, file=sys.stderr)
+        notes.update(found.notes)
         if not found.ok:
             raise ValueError(
                 f"domain {name!r}: gold answers do not score 1.0, so its rewards mean nothing: "

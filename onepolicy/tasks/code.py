@@ -22,10 +22,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from onepolicy import sandbox
 from onepolicy.config import did_you_mean
-from onepolicy.sandbox import Limits, Tests, Verdict
-from onepolicy.tasks.base import seeded, user_message, with_one_wrong
+from onepolicy.sandbox import Limits, SandboxError, UnitTests, Verdict
+from onepolicy.tasks.base import GraderBug, seeded, user_message, with_one_wrong
 from onepolicy.tasks.code_problems import LEVELS, SKILLS, make
-from onepolicy.tasks.code_rows import SHAPES, Exam, Pair, exam_of, fenced, reference_of
+from onepolicy.tasks.code_rows import SHAPES, Exam, Pair, UnreadableTests, exam_of, fenced, reference_of
 from onepolicy.tasks.rows import RowReader, RowsOptions
 from onepolicy.types import Grade, Task
 
@@ -73,8 +73,8 @@ class CodeSource:
         self.time_limit_s = options.total_limit_s + seconds  # what one answer may take: grading does not cut it short
 
     def prepare(self) -> None:
-        """Find out the sandbox's level and warm it up. Raises SandboxError where there is none."""
-        sandbox.shared().run("")
+        """Find out the sandbox's level and start its slots. Raises SandboxError where there is none."""
+        sandbox.shared().start()
 
     @property
     def threads(self) -> int:
@@ -89,6 +89,7 @@ class CodeSource:
         """Raises ValueError when the rows cannot be read, or are not of a known shape."""
         rng = seeded("code", self.seed, index)
         gold: str | None
+        metadata: dict[str, Any]
         reference: dict[str, Any]
         if self.reader is None:
             skill = rng.choice(self.options.skills or tuple(SKILLS))
@@ -112,6 +113,13 @@ class CodeSource:
         )
 
     def grade(self, task: Task, response: str) -> Grade:
+        """Raises GraderBug when the sandbox fails or the tests cannot be read: that is not the answer's fault."""
+        try:
+            return self._grade(task, response)
+        except (SandboxError, UnreadableTests) as error:
+            raise GraderBug(f"programs of domain {self.domain!r} cannot be judged: {error}") from error
+
+    def _grade(self, task: Task, response: str) -> Grade:
         exam = _tiny(**task.reference) if self.reader is None else exam_of(task.reference)
         program = f"{exam.before}{extract(response)}{exam.after}"
         deadline = time.monotonic() + self.options.total_limit_s
@@ -137,8 +145,8 @@ class CodeSource:
     def _as_answer(self, program: str | None) -> str | None:
         return program if program is None or self.reader is None else fenced(program)
 
-    def _verdict(self, program: str, check: Pair | Tests, limits: Limits) -> Verdict:
-        if isinstance(check, Tests):
+    def _verdict(self, program: str, check: Pair | UnitTests, limits: Limits) -> Verdict:
+        if isinstance(check, UnitTests):
             return sandbox.shared().test(program, check, keep_going=self.options.partial, limits=limits)
         outcome = sandbox.shared().run(program, check.stdin, limits=limits)
         reason = outcome.reason

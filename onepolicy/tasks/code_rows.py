@@ -16,16 +16,20 @@ import json
 import pickletools
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from onepolicy.sandbox import Tests
+from onepolicy.sandbox import UnitTests
 
 MAX_CASES = 1 << 28  # bytes of a row's private cases, unpacked
 
 Row = Mapping[str, Any]
+
+
+class UnreadableTests(ValueError):
+    """The tests of a row are not what its columns promise."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Pair:
 class Exam:
     """What a program is judged by. It is the answer between `before` and `after`; the checks run one by one."""
 
-    checks: tuple[Pair | Tests, ...]
+    checks: tuple[Pair | UnitTests, ...]
     before: str = ""
     after: str = ""
 
@@ -71,8 +75,11 @@ def reference_of(row: Row) -> dict[str, Any]:
 
 
 def exam_of(reference: Mapping[str, Any]) -> Exam:
-    """The exam of a task. Raises ValueError on cases that cannot be read."""
-    return SHAPES[reference["shape"]].exam(reference)
+    """The exam of a task. Raises UnreadableTests."""
+    try:
+        return SHAPES[reference["shape"]].exam(reference)
+    except (ValueError, KeyError, TypeError, SyntaxError) as error:  # a row may hold anything
+        raise UnreadableTests(f"{reference['shape']} row: {error}") from error
 
 
 def fenced(program: str) -> str:
@@ -94,7 +101,7 @@ def _humaneval_gold(row: Row) -> str | None:
 def _humaneval_exam(row: Row) -> Exam:
     """The prompt's imports and helpers are there, for the program and, apart from it, for the tests."""
     setup = f"{row['prompt']}\n\n{row['test']}"
-    return Exam((Tests((f"check({row['entry_point']})",), setup, (row["entry_point"],)),), before=row["prompt"])
+    return Exam((UnitTests((f"check({row['entry_point']})",), setup, (row["entry_point"],)),), before=row["prompt"])
 
 
 # --- MBPP ------------------------------------------------------------------------------------------------------------
@@ -102,9 +109,8 @@ def _humaneval_exam(row: Row) -> Exam:
 
 def _mbpp_question(row: Row) -> str:
     """One test shows what the function is called; the others stay hidden, or a list of their results would do."""
-    return (
-        f"{row.get('text') or row.get('prompt')}\nYour code has to pass tests such as this one:\n{row['test_list'][0]}"
-    )
+    text = row.get("text") or row.get("prompt")
+    return f"{text}\nYour code has to pass tests such as this one:\n{row['test_list'][0]}"
 
 
 def _mbpp_gold(row: Row) -> str | None:
@@ -114,34 +120,26 @@ def _mbpp_gold(row: Row) -> str | None:
 def _mbpp_exam(row: Row) -> Exam:
     """What the tests use and do not define is the program's, if the solution defines it, or imported as it does."""
     setup = "\n".join([row.get("test_setup_code") or "", *(row.get("test_imports") or ())])
-    solution = ast.parse(row["code"])
-    imports = [ast.unparse(node) for node in solution.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    defined = {node.name for node in solution.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    defined |= {
-        t.id for node in solution.body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)
-    }
-    used = {
-        node.id
-        for text in (setup, *row["test_list"])
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Name)
-    }
-    return Exam((Tests(tuple(row["test_list"]), "\n".join([*imports, setup]), tuple(sorted(defined & used))),))
+    solution = ast.parse(row["code"]).body
+    imports = [ast.unparse(node) for node in solution if isinstance(node, ast.Import | ast.ImportFrom)]
+    defined = {node.name for node in solution if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    defined |= _names([node for node in solution if isinstance(node, ast.Assign)])
+    used = _names([ast.parse(text) for text in (setup, *row["test_list"])])
+    tests = UnitTests(tuple(row["test_list"]), "\n".join([*imports, setup]), tuple(sorted(defined & used)))
+    return Exam((tests,), before="".join(f"{line}\n" for line in row.get("test_imports") or ()))
+
+
+def _names(trees: Sequence[ast.AST]) -> set[str]:
+    return {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 # --- LiveCodeBench ---------------------------------------------------------------------------------------------------
 
 # As in its own grader: programs may use these without importing them, and recurse deeper than Python's default.
-_STARRED = (
-    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json "
-    "builtins typing"
-)
-_PLAIN = (
-    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
-)
+_USUAL = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys"
 PRELUDE = "".join(
-    [f"from {name} import *\n" for name in _STARRED.split()]
-    + [f"import {name}\n" for name in _PLAIN.split()]
+    [f"from {name} import *\n" for name in (*_USUAL.split(), "json", "builtins", "typing")]
+    + [f"import {name}\n" for name in (*_USUAL.split(), "json")]
     + ["sys.setrecursionlimit(50000)\n"]
 )
 _FIRST_METHOD = re.compile(r"def\s+(\w+)\s*\(")
@@ -177,7 +175,7 @@ def _pair(case: Row) -> Pair:
     return Pair(case["input"], case["output"])
 
 
-def _call(row: Row, case: Row) -> Tests:
+def _call(row: Row, case: Row) -> UnitTests:
     metadata, starter = row.get("metadata") or "{}", row.get("starter_code") or ""
     name = (json.loads(metadata) if isinstance(metadata, str) else metadata).get("func_name")
     if name is None:
@@ -188,7 +186,9 @@ def _call(row: Row, case: Row) -> Tests:
     owner = "Solution" if "class Solution" in starter else ""
     data = {"arguments": [json.loads(line) for line in case["input"].split("\n")], "result": json.loads(case["output"])}
     call = f"{owner}().{name}" if owner else name
-    return Tests((f"assert as_list({call}(*data['arguments'])) == data['result']",), _AS_LIST, (owner or name,), data)
+    return UnitTests(
+        (f"assert as_list({call}(*data['arguments'])) == data['result']",), _AS_LIST, (owner or name,), data
+    )
 
 
 def _read_cases(text: str) -> list[Row]:

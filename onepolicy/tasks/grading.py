@@ -9,7 +9,8 @@ A sample whose domain is an Environment has taken a turn of an episode: while th
 environment's answer, in its `history`; write its next turn and submit it again. Episodes live in the process too.
 A bad answer is data: one that makes its grader raise, hang, crash or devour memory gets reward 0 and a reason, and the
 rest of the batch is graded as if nothing had happened. A reward outside [0, 1] is the grader's fault and an error.
-What this is not: a sandbox. Graders here may read files and open connections; code written by a model needs more.
+What this is not: a sandbox. Graders here may read files and open connections; for code written by a model there is
+`onepolicy.sandbox`, which the graders of such domains use.
 """
 
 from __future__ import annotations

@@ -18,8 +18,7 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from onepolicy import sandbox
-from onepolicy.sandbox import Limits
-from onepolicy.sandbox import Tests as UnitTests
+from onepolicy.sandbox import Limits, UnitTests
 from onepolicy.tasks.base import seeded, with_one_wrong
 from onepolicy.tasks.repo_parts import MODULES, Function
 from onepolicy.tasks.tools import MAX_CALLS, Tool, ToolEpisode, ToolError, ToolOptions

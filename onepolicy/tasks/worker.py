@@ -2,8 +2,9 @@
 
 Over the socket FD come pickles from the trusted parent: first the setup, then batches of `grading.Item`. Back go
 JSON lines, one as soon as each answer is graded, so that a hang names its culprit; "busy" before it, after each turn of
-an episode. JSON, because a grader that evaluates answers is at their mercy: whatever an answer may write here, it
-cannot run code in the parent.
+an episode, and again and again while a source is at work that bounds its own time (of such a source, several answers
+are graded at once). JSON, because a grader that evaluates answers is at their mercy: whatever an answer may write here,
+it cannot run code in the parent.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import signal
 import socket
 import sys
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from onepolicy.tasks import build_source
@@ -34,7 +38,7 @@ def main(fd: int) -> None:
     stream = link.makefile("rb")
     setup = pickle.load(stream)
     try:
-        sources = {name: build_source(name, config, seed=0) for name, config in setup["tasks"].items()}
+        sources: dict[str, Any] = {name: build_source(name, config, seed=0) for name, config in setup["tasks"].items()}
         for source in sources.values():
             getattr(source, "prepare", lambda: None)()
     except Exception as error:  # the parent raises it, with its own traceback
@@ -54,18 +58,48 @@ def main(fd: int) -> None:
         start_clock()
 
     episodes = Episodes(on_step)
+    threads = {name: ThreadPoolExecutor(source.threads) for name, source in sources.items() if _is_parallel(source)}
     while True:
         try:
-            batch = pickle.load(stream)
+            batch: list[Item] = pickle.load(stream)
         except EOFError:
             return
-        for item in batch:
+        begun = {
+            number: threads[item.task.domain].submit(_verdict, sources[item.task.domain], item, episodes)
+            for number, item in enumerate(batch)
+            if item.task.domain in threads
+        }
+        for number, item in enumerate(batch):
+            source = sources[item.task.domain]
             start_clock()
-            verdict = _verdict(sources[item.task.domain], item, episodes)
+            if number in begun:
+                verdict = _awaited(begun[number], source.time_limit_s, setup["time_limit_s"] / 4, on_step)
+            else:
+                verdict = _verdict(source, item, episodes)
             signal.setitimer(signal.ITIMER_REAL, 0)
             _say(link, verdict)
             if verdict.get("fatal"):
                 return
+
+
+def _is_parallel(source: Any) -> bool:
+    return getattr(source, "threads", 1) > 1
+
+
+def _awaited(
+    verdict: Future[dict[str, Any]], limit_s: float, beat_s: float, on_step: Callable[[], None]
+) -> dict[str, Any]:
+    """Wait, and keep the parent waiting, as long as the source says that an answer may take; then its limit strikes.
+
+    Those of a domain begin in order, so the one that is waited for has begun, or begins when an earlier one ends.
+    """
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        try:
+            return verdict.result(timeout=beat_s)
+        except TimeoutError:
+            on_step()
+    return verdict.result()
 
 
 def _verdict(source: Source, item: Item, episodes: Episodes) -> dict[str, Any]:

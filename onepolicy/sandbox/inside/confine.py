@@ -17,11 +17,10 @@ from typing import Any
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 1 << 14, 1 << 18
-MS_RELATIME = 1 << 21
-MNT_DETACH = 2
+MNT_DETACH, AT_FDCWD, AT_RECURSIVE = 2, -100, 0x8000
 PDEATHSIG, SET_DUMPABLE, SET_SECCOMP, DROP_BOUND, SUBREAPER, NO_NEW_PRIVS = 1, 4, 22, 24, 36, 38
 CAPABILITIES_V3 = 0x20080522
-PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+PIVOT_ROOT, MOUNT_SETATTR = {"x86_64": 155, "aarch64": 41}, 442
 SCRATCH = ("/tmp", "/dev/shm")  # where a program may write, if anywhere
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -72,7 +71,10 @@ class Walls:
                 if setup["layout"]:
                     raise
         self._scratch = setup["scratch"] or tempfile.mkdtemp(prefix="onepolicy-sandbox-")
-        self._ours = setup["scratch"] is None
+        self.litter = None if setup["scratch"] else self._scratch  # a folder of the machine, to be removed in the end
+        for capability in range(64):  # what we have serves the programs' namespaces; no program gets any by `execve`
+            with contextlib.suppress(OSError):  # not held, or not known to this kernel
+                _prctl(DROP_BOUND, capability)
         _prctl(SET_DUMPABLE, 0)  # nobody without privileges over us reads our memory
         _prctl(SUBREAPER, 1)
 
@@ -127,7 +129,7 @@ class Walls:
         return os.fork()
 
     def close_in(self, limits: Mapping[str, Any]) -> None:
-        """Shut this process in for good: a private scratch folder, limits, no privileges, the filter."""
+        """A private scratch folder and the limits. What comes with a program is unpacked then, before `seal`."""
         _prctl(PDEATHSIG, 9)
         if self.nested:
             _call("unshare", NEWNS)
@@ -149,15 +151,12 @@ class Walls:
 
     def leave(self) -> None:
         """What the server does last."""
-        if self._ours:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        if self.litter:
+            shutil.rmtree(self.litter, ignore_errors=True)
 
     def seal(self) -> None:
         """The last step, after which there is no way back: no privileges, and only the calls of the filter."""
         _prctl(NO_NEW_PRIVS, 1)
-        for capability in range(64):
-            with contextlib.suppress(OSError):  # not held, or not known to this kernel
-                _prctl(DROP_BOUND, capability)
         _call("capset", (ctypes.c_uint32 * 2)(CAPABILITIES_V3, 0), (ctypes.c_uint32 * 6)())
         if self.filter:
             _install(self._filters[self.filter])
@@ -205,8 +204,9 @@ def _build_root(layout: Mapping[str, Any], machine: str) -> None:
         else:
             open(inside, "w").close()
         _mount(path, inside, "", MS_BIND | MS_REC)
-        if path in layout["binds"]:
-            _read_only(inside)
+        if path in layout["binds"]:  # with all that is mounted below
+            attributes = (ctypes.c_uint64 * 4)(MS_RDONLY | MS_NOSUID, 0, 0, 0)
+            _call("syscall", MOUNT_SETATTR, AT_FDCWD, inside.encode(), AT_RECURSIVE, attributes, ctypes.c_size_t(32))
     for path, target in layout["links"].items():
         os.symlink(target, root + path)
     for folder in SCRATCH:
@@ -216,11 +216,3 @@ def _build_root(layout: Mapping[str, Any], machine: str) -> None:
     _call("umount2", b".", MNT_DETACH)
     os.chdir("/")
     _mount("none", "/", "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
-
-
-def _read_only(path: str) -> None:
-    """A mount that came from a more privileged place keeps its flags: those must be repeated."""
-    flags = os.statvfs(path).f_flag
-    kept = flags & (os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME)  # numbered as mount's flags are
-    kept |= MS_RELATIME if flags & os.ST_RELATIME else 0
-    _mount("none", path, "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | kept)

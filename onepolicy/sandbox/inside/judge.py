@@ -134,7 +134,7 @@ class Report:
 
 
 def judge(tests: Mapping[str, Any], line: Line, verdict: int) -> None:
-    """Run `pool.Tests`, as a mapping with `keep_going`, against the program behind `line`; report into `verdict`."""
+    """Run `pool.UnitTests`, as a mapping with `keep_going`, on the program behind `line`; report into `verdict`."""
     report = Report(verdict, tests["keep_going"])
     with contextlib.suppress(_Stop):
         _judge(tests, line, report)

@@ -33,14 +33,20 @@ def serve(link: socket.socket, setup: Mapping[str, Any]) -> None:
     except OSError as error:
         link.send(json.dumps({"refused": str(error)}).encode())
         return
-    program.warm_up()
-    gc.collect()
-    gc.freeze()  # forked processes share the pages
-    link.send(json.dumps({"nested": walls.nested, "filter": walls.filter}).encode())
+    try:
+        program.warm_up()
+        gc.collect()
+        gc.freeze()  # forked processes share the pages
+        link.send(json.dumps({"nested": walls.nested, "filter": walls.filter, "litter": walls.litter}).encode())
+        _serve(link, walls)
+    finally:
+        walls.leave()
+
+
+def _serve(link: socket.socket, walls: Walls) -> None:
     while True:
         data, files, _, _ = socket.recv_fds(link, MAX_REQUEST, len(FILES))
         if not data:
-            walls.leave()
             return
         limits = json.loads(data)
         start = time.monotonic()

@@ -1,15 +1,18 @@
 """Values and messages between the process of the tests and that of the program, which do not trust each other.
 
-What crosses is JSON that stands for plain values of Python's own types. A value of a subclass arrives as its base
-(a Counter as a dict), anything else stays where it is and a handle for it travels: so no method that one side has
-written ever runs in the other.
+What crosses is JSON that stands for plain values: Python's own types, decimals and fractions. A value of a subclass
+arrives as its base (a Counter as a dict), anything else stays where it is and a handle for it travels: so no method
+that one side has written ever runs in the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 MAX_MESSAGE = 1 << 24  # bytes
@@ -26,24 +29,27 @@ class Line:
     """Messages over a socket, one line each."""
 
     def __init__(self, link: socket.socket) -> None:
-        self._file = link.makefile("rwb")
+        self._link, self._read = link, bytearray()
 
     def send(self, message: Any) -> None:
         """Raises Gone when nobody reads any more."""
         try:
-            self._file.write(json.dumps(message).encode() + b"\n")
-            self._file.flush()
+            self._link.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
             raise Gone("it has ended") from None
 
     def receive(self) -> Any:
         """The next message. Raises Gone at the end, on garbage, and on more than MAX_MESSAGE."""
-        try:
-            line = self._file.readline(MAX_MESSAGE)
-        except OSError:
-            line = b""
-        if not line.endswith(b"\n"):
-            raise Gone("its answer is too long" if len(line) == MAX_MESSAGE else "it has ended")
+        seen = 0
+        while (end := self._read.find(b"\n", seen)) < 0:
+            seen = len(self._read)
+            if seen > MAX_MESSAGE:
+                raise Gone("its answer is too long")
+            with contextlib.suppress(OSError):
+                self._read += self._link.recv(1 << 18)
+            if len(self._read) == seen:
+                raise Gone("it has ended")
+        line, self._read = self._read[:end], self._read[end + 1 :]
         try:
             return json.loads(line)
         except (ValueError, RecursionError):
@@ -62,6 +68,10 @@ def encode(value: Any, keep: Keep) -> Any:
             return number if -SMALL < number < SMALL else {"int": hex(number)}
         case float():
             return float.__float__(value)
+        case Decimal():
+            return {"decimal": Decimal.__str__(value)}
+        case Fraction():
+            return {"fraction": f"{value.numerator}/{value.denominator}"}
         case complex():
             return {"complex": [value.real, value.imag]}
         case bytes() | bytearray():
@@ -78,6 +88,8 @@ def encode(value: Any, keep: Keep) -> Any:
 
 _BUILD: dict[str, Callable[[Any], Any]] = {
     "int": lambda data: int(data, 16),
+    "decimal": Decimal,
+    "fraction": Fraction,
     "complex": lambda data: complex(*data),
     "bytes": bytes.fromhex,
     "bytearray": bytearray.fromhex,
