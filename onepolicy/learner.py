@@ -37,7 +37,7 @@ from onepolicy.engines.forward import (
     token_stats,
 )
 from onepolicy.meter import Meter
-from onepolicy.models import save_model
+from onepolicy.models import disable_dropout, save_model
 from onepolicy.objectives import distill, divergences, importance, policy, reduce, weighting
 from onepolicy.types import Array, Sample, TokenScores, Want
 
@@ -94,7 +94,7 @@ class Learner:
         self.head = live_head(model)
         self.version = 0
         self.skipped = 0
-        _disable_dropout(model)
+        disable_dropout(model)
         if optim.gradient_checkpointing:
             # the old name, the only one before transformers 5.20 or so, warns in those that have the new one
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -113,8 +113,17 @@ class Learner:
     def step(self, samples: Sequence[Sample]) -> dict[str, float]:
         """One optimizer update from all the samples. Returns what happened, per domain where that makes sense.
 
-        A non-finite gradient skips the update and is counted (`skipped`). Samples that carry no weight, or that the
-        policy left empty, cost nothing. Raises ValueError for a sample whose weights ask for what it does not carry.
+        A non-finite gradient skips the update and is counted (`skipped`). Raises ValueError as `backward` does.
+        """
+        meter = self.backward(samples)
+        meter.scalars |= self._update()
+        return meter.summary()
+
+    def backward(self, samples: Sequence[Sample]) -> Meter:
+        """The gradient of all the samples' loss, in place of what the parameters' `grad` held; nothing moves yet.
+
+        Samples that carry no weight, or that the policy left empty, cost nothing. Raises ValueError for a sample whose
+        weights ask for what it does not carry.
         """
         coefficients = self._coefficients(samples)
         active = [i for i, s in enumerate(samples) if any(coefficients[c][i].any() for c in COMPONENTS)]
@@ -131,8 +140,7 @@ class Learner:
             rows = sorted((active[j] for j in batch), key=head_of.__getitem__)  # each teacher's head is opened once
             flat = {c: self._flat([coefficients[c][i] for i in rows]) for c in COMPONENTS}
             meter.add_scalar("loss", self._backward([samples[i] for i in rows], flat, spread, meter))
-        meter.scalars |= self._update()
-        return meter.summary()
+        return meter
 
     def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
         """A live learner is a scorer like any other (Scorer protocol). What it says holds after its next step too."""
@@ -340,14 +348,6 @@ def learning_rate_factor(optim: OptimConfig, step: int, total_steps: int) -> flo
     return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[
         optim.schedule
     ]
-
-
-def _disable_dropout(model: PreTrainedModel) -> None:
-    """Modules keep their rate as `p`, or as a plain number that they hand to the attention function."""
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or isinstance(module, torch.nn.Dropout)):
-                setattr(module, name, 0.0)
 
 
 def _check_annotations(samples: Sequence[Sample]) -> None:

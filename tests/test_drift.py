@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from onepolicy import recipes
-from onepolicy.config import ConfigError, DistillConfig, ModelConfig, MopdConfig, RlvrConfig
+from onepolicy.config import ConfigError, DistillConfig, ModelConfig, MopdConfig, RlvrConfig, ScratchConfig
 from onepolicy.diagnostics import disagreement_row, overlap_size
-from onepolicy.models import load_model
+from onepolicy.models import load_model, save_model
 from onepolicy.objectives import weighting
+from onepolicy.report.build import write_report
 from onepolicy.runfolder import read_rows
 from onepolicy.session import Session
 from onepolicy.teachers import annotate_disagreement
+from onepolicy.tiny import from_scratch
 from onepolicy.types import Sample, TokenScores
-from tests.runs import checkpoint, run_of, same, settings, weights
+from tests.runs import SCRATCH, checkpoint, run_of, same, settings, weights
 from tests.tiny_models import plain_logprobs, sample
 
 
@@ -49,6 +51,17 @@ def test_measuring_does_not_disturb_the_training(tmp_path: Path) -> None:
     for every in (0, 1):
         rows(tmp_path, "mopd", str(every), diagnose_every=every)
     assert same(weights(tmp_path / "0"), weights(tmp_path / "1"))
+
+
+def test_a_measured_run_resumes_bit_for_bit_and_refuses_another_origin(tmp_path: Path) -> None:
+    whole = rows(tmp_path, "mopd", "whole", diagnose_every=1)
+    rows(tmp_path, "mopd", "parts", diagnose_every=1, steps=2)
+    parts = rows(tmp_path, "mopd", "parts", diagnose_every=1)
+    times = {"time": 0}
+    assert [row | times for row in parts] == [row | times for row in whole]
+    save_model(*from_scratch(ScratchConfig(**SCRATCH), 9), tmp_path / "origin")
+    with pytest.raises(ValueError, match="'the origin' is not what it was when this run was started"):
+        rows(tmp_path, "mopd", "parts", diagnose_every=1, steps=5)
 
 
 def test_the_gap_to_the_teacher_is_that_of_the_two_models_on_the_rollouts(tmp_path: Path) -> None:
@@ -88,13 +101,20 @@ def test_the_origin_shares_the_shelf_with_the_teachers(tmp_path: Path) -> None:
         assert origin.shelf is one.shelf  # type: ignore[attr-defined]  # both are FrozenTeachers
 
 
-def test_a_model_from_scratch_is_no_origin() -> None:
+def test_a_model_from_scratch_is_no_origin(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="diagnose_every > 0 needs a starting model with a `path`"):
-        run_of("rlvr", Path("x"), diagnose_every=1, model={"scratch": {"architecture": {}, "alphabet": "ab"}})
+        run_of("rlvr", tmp_path, diagnose_every=1, model={"scratch": {"architecture": {}, "alphabet": "ab"}})
 
 
 def test_k_is_smaller_for_a_tiny_vocabulary_only() -> None:
     assert [overlap_size(v) for v in (3, 16, 39, 40, 150_000)] == [1, 4, 9, 10, 10]
+
+
+def test_the_report_of_a_run_draws_what_was_measured(tmp_path: Path) -> None:
+    rows(tmp_path, "mopd", diagnose_every=1)
+    text = write_report(tmp_path / "mopd").html.read_text()
+    for label in ("early&lt;origin", "late&lt;teacher", "top-k overlap (share)", "disagreement (nats per token)"):
+        assert label in text
 
 
 # -- disagreement ------------------------------------------------------------------------------------------------------

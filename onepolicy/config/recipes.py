@@ -24,12 +24,28 @@ class SftConfig(RunConfig):
     batch_size: PositiveInt = 64
 
 
+class ProbeConfig(Strict):
+    """What `onepolicy check` lets the starting model answer, and when it warns about a domain.
+
+    samples       held-out prompts of each domain, answered `rollout.n` times
+    warn_starved  a domain's predicted part of the update, over its part of the prompts: below this it starves
+    warn_contrast share of a domain's groups whose rewards differ: below this there is next to nothing to reinforce
+    Both levels are this project's choice; Open-MOPD's starved domain (arXiv 2608.19098) had 1% of the tokens for 20% of
+    the prompts.
+    """
+
+    samples: PositiveInt = 16
+    warn_starved: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    warn_contrast: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
 class DiagnosedConfig(RunConfig):
-    """A run that can measure, every so many steps, how far its policy is from others (diagnostics.py).
+    """A run that `onepolicy check` can rehearse, and that can measure on the way how far its policy is from others.
 
     The origin is the model that the run starts from; in a cascade, that its stage starts from.
     """
 
+    check: ProbeConfig = ProbeConfig()
     diagnose_every: NonNegativeInt = Field(
         0, description="steps between measurements of overlap and symmetric KL to the origin, teachers, peers; 0: none"
     )
@@ -102,13 +118,21 @@ class MopdRolloutConfig(TrainingRolloutConfig):
     n: PositiveInt = 1
 
 
-class CheckConfig(Strict):
-    """The pre-flight of the teachers: how many student rollouts per domain, and when to warn."""
+class CheckConfig(ProbeConfig):
+    """The pre-flight of the teachers besides, on the same rollouts; also made when a run starts, with one each.
 
-    samples: PositiveInt = 16
+    warn_reverse_kl    nats a token. MOPD: teachers of the student's origin start near .04, foreign ones near .19
+    warn_overlap       of top-k tokens. CoPD: gain grows with overlap (r = .89) and its peers stay above .90. In the
+                       demo .6 lies between experts of the student's origin and those of another (LOG.md)
+    overlap_k          by default 10, less for a vocabulary below 40 (diagnostics.overlap_size)
+    warn_disagreement  mean of max − min over the teachers' log-probs, nats a token; this project's choice
+    max_invalid_share  of tokens without a finite log-prob; above, the teacher is refused
+    """
+
     warn_reverse_kl: PositiveFloat = 0.15
     warn_overlap: Annotated[float, Field(gt=0, lt=1)] = 0.6
-    overlap_k: PositiveInt = 10
+    overlap_k: PositiveInt | None = None
+    warn_disagreement: PositiveFloat = 1.0
     max_invalid_share: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
