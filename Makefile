@@ -19,7 +19,7 @@ demo: setup
 
 # one thread per process: two busy threads on two busy cores collapse (LOG.md, 2026-11-20)
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
