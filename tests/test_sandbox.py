@@ -23,7 +23,7 @@ from onepolicy.sandbox.filter import _COMPUTE, _RULED, _WORLD
 from tests.attacks.programs import HOSTILE
 
 FOUND: dict[str, str] = {}  # isolator → the level that was tested, or why there is none; `conftest` shows it
-QUICK = Limits(wall_s=0.5, cpu_s=1, memory_mib=128)
+QUICK = Limits(wall_s=0.25, cpu_s=1, memory_mib=128)
 TRACES = {*map(str, range(100)), "root", "a", "p", "l", "x", "y", "sda", "d", "left"}  # what HOSTILE writes to /tmp
 PATIENT = Limits(wall_s=30, cpu_s=10, memory_mib=128)  # what has to end by itself may do so on a busy machine
 
@@ -36,7 +36,7 @@ def sandbox(request):
     setup = levels.setup
     with pytest.MonkeyPatch.context() as patch:
         if request.param == FLAT:
-            patch.setattr(levels, "setup", lambda level, slot: {**setup(level, slot), "nest": False})
+            patch.setattr(levels, "setup", lambda *given: {**setup(*given), "nest": False})
         strongest.cache_clear()
         try:
             with Sandbox(2, isolator=request.param.split()[0]) as found:
@@ -150,8 +150,8 @@ def test_a_program_has_arguments_input_output_files_and_an_exit_code(sandbox):
         ("x = 1\x00", "failed", "exit code 1: "),
         ("class E(Exception):\n def __str__(s): 1/0\nraise E", "failed", "exit code 1: E: <exception str() failed>"),
         ("import ctypes; ctypes.string_at(0)", "killed", "killed by a signal: Segmentation fault"),
-        ("while True: pass", "late", "not done after 0.5 s"),
-        ("import time; time.sleep(9)", "late", "not done after 0.5 s"),
+        ("while True: pass", "late", "not done after 0.25 s"),
+        ("import time; time.sleep(9)", "late", "not done after 0.25 s"),
         ("import threading, time; threading.Thread(target=time.sleep, args=(9,)).start()", "late", "not done"),
         ("x = bytearray(10**9)", "failed", "exit code 1: MemoryError"),
         ("print('x' * 2**20)", "output", "more output than 1 MiB"),
@@ -364,8 +364,8 @@ SQUARE = UnitTests(("assert f(2) == 4", "assert f(3) == 9"), names=("f",))
         ("def f(x) return", 0, "the program does not load: SyntaxError: expected ':' (solution.py, line 1)"),
         ("exit()", 0, "the program does not load: ProgramError: SystemExit: None"),
         ("", 0, "assert f(2) == 4 (AttributeError: module 'solution' has no attribute 'f')"),
-        ("while True: pass", 0, "not done after 0.5 s"),
-        ("def f(x):\n while x > 2: pass\n return x * x", 1, "not done after 0.5 s"),
+        ("while True: pass", 0, "not done after 0.25 s"),
+        ("def f(x):\n while x > 2: pass\n return x * x", 1, "not done after 0.25 s"),
         ("def f(x): return [0] * 10**8", 0, "assert f(2) == 4 (MemoryError)"),
         ("def f(x): return 'x' * 3 * 2**23", 0, "assert f(2) == 4 (ProgramError: no answer from the program: its"),
     ],
@@ -477,15 +477,17 @@ time.sleep(0.5)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    before = set(left()[1])
     alive = running("onepolicy.sandbox.inside.server")
-    assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == -signal.SIGKILL
-    until(lambda: running("onepolicy.sandbox.inside.server") <= alive and set(left()[1]) <= before)
+    with subprocess.Popen([sys.executable, "-c", script], env=environment) as process:
+        assert process.wait() == -signal.SIGKILL
+    until(lambda: running("onepolicy.sandbox.inside.server") <= alive)
+    until(lambda: not any(f"-{process.pid}-" in name for name in os.listdir("/tmp")))
 
 
 def left():
     """What programs might leave behind: processes, files, open files of ours."""
-    names = [name for name in os.listdir("/tmp") if name in TRACES or name.startswith("onepolicy-sandbox")]
+    ours = f"onepolicy-sandbox-{os.getpid()}-"
+    names = [name for name in os.listdir("/tmp") if name in TRACES or name.startswith(ours)]
     return len(processes()), names, len(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd"))
 
 
@@ -496,7 +498,7 @@ def nothing_new(before):
 
 def storm(sandbox, programs):
     """Hostile programs in a row. What is left before and after, and how long each tenth of them took."""
-    quick, tenth = Limits(wall_s=0.3, cpu_s=1, memory_mib=128), len(programs) // 10
+    quick, tenth = Limits(wall_s=0.25, cpu_s=1, memory_mib=128), len(programs) // 10
     sandbox.start()
     before, times = left(), []
     with ThreadPoolExecutor(sandbox.slots) as threads:
@@ -510,7 +512,7 @@ def storm(sandbox, programs):
 
 
 def test_hostile_programs_in_a_row_leave_nothing_behind(sandbox):
-    before, _, _ = storm(sandbox, HOSTILE[::6])
+    before, _, _ = storm(sandbox, HOSTILE[::12])
     until(lambda: nothing_new(before))
 
 

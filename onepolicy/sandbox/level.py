@@ -109,15 +109,15 @@ def command(level: Level) -> list[str]:
     return [*line, "--remount-ro", "/", "--"]
 
 
-def setup(level: Level, slot: int) -> dict[str, Any]:
-    """What the server of a slot must know."""
+def setup(level: Level, slot: int, scratch: str | None) -> dict[str, Any]:
+    """What the server of a slot must know. `scratch` is a folder of the machine, where it has to do with one."""
     machine = platform.machine()
     return {
         "machine": machine,
         "user": FIRST_USER + (os.getpid() * 32 + slot) % USERS if level.own_user else None,
         "nest": level.isolator != "limits",
         "layout": layout() if level.isolator == "namespaces" else None,
-        "scratch": None if level.isolator == "limits" else "/tmp",  # None: a temporary folder of the machine's
+        "scratch": scratch,
         "filters": {name: code.hex() for name, code in build(machine).items()},
         "counted": level.own_user or _counts_by_namespace(),
     }

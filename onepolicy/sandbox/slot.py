@@ -79,7 +79,7 @@ class Slot:
         self.level, self.number = level, number
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket
-        self._litter: str | None = None  # a folder that the server removes, unless it is killed
+        self._scratch: str | None = None  # a folder of the machine, for a level without others
         self._closed = False
 
     def start(self) -> Level:
@@ -108,7 +108,6 @@ class Slot:
             self.stop()
             user = " with a user of its own" if self.level.own_user else ""
             raise SandboxError(f"{self.level.isolator}{user}: {answer['refused']}")
-        self._litter = answer["litter"]
         self.level = replace(self.level, nested=answer["nested"], filter=answer["filter"])
         return self.level
 
@@ -137,6 +136,8 @@ class Slot:
         process, self._process = self._process, None
         if process is None:
             return
+        with contextlib.suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)  # a thread may wait on it, and closing alone would not wake it
         self._link.close()
         try:
             process.wait(timeout=2)
@@ -144,8 +145,8 @@ class Slot:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        if self._litter:
-            shutil.rmtree(self._litter, ignore_errors=True)
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def close(self) -> None:
         """Stop, and never start again."""
@@ -154,6 +155,11 @@ class Slot:
 
     def _popen(self, log: IO[bytes]) -> None:
         before = levels.command(self.level)
+        if self.level.isolator == "limits":
+            self._scratch = tempfile.mkdtemp(prefix=f"onepolicy-sandbox-{os.getpid()}-")
+        setup = levels.setup(self.level, self.number, self._scratch)
+        if self._scratch and self.level.own_user:
+            os.chown(self._scratch, setup["user"], setup["user"])
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # the library path is for interpreters that were built elsewhere; the rest of the environment stays outside
         library = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
@@ -173,5 +179,4 @@ class Slot:
         texts = {f"{INSIDE}.{name}": folder.joinpath(f"{name}.py").read_text("utf-8") for name in MODULES}
         modules = dict.fromkeys(("onepolicy", "onepolicy.sandbox", INSIDE), "") | texts
         self._link.settimeout(START_LIMIT_S)
-        setup = {**levels.setup(self.level, self.number), "link": number, "modules": modules}
-        self._link.sendall(json.dumps(setup).encode())
+        self._link.sendall(json.dumps({**setup, "link": number, "modules": modules}).encode())

@@ -10,7 +10,6 @@ import ctypes
 import os
 import resource
 import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,8 +69,7 @@ class Walls:
             except OSError:
                 if setup["layout"]:
                     raise
-        self._scratch = setup["scratch"] or tempfile.mkdtemp(prefix="onepolicy-sandbox-")
-        self.litter = None if setup["scratch"] else self._scratch  # a folder of the machine, to be removed in the end
+        self._scratch, self._litter = setup["scratch"] or SCRATCH[0], setup["scratch"]
         for capability in range(64):  # what we have serves the programs' namespaces; no program gets any by `execve`
             with contextlib.suppress(OSError):  # not held, or not known to this kernel
                 _prctl(DROP_BOUND, capability)
@@ -150,9 +148,9 @@ class Walls:
                 os.unlink(path)
 
     def leave(self) -> None:
-        """What the server does last."""
-        if self.litter:
-            shutil.rmtree(self.litter, ignore_errors=True)
+        """What the server does last: who has started it may be gone."""
+        if self._litter:
+            shutil.rmtree(self._litter, ignore_errors=True)
 
     def seal(self) -> None:
         """The last step, after which there is no way back: no privileges, and only the calls of the filter."""

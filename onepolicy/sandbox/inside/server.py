@@ -37,7 +37,7 @@ def serve(link: socket.socket, setup: Mapping[str, Any]) -> None:
         program.warm_up()
         gc.collect()
         gc.freeze()  # forked processes share the pages
-        link.send(json.dumps({"nested": walls.nested, "filter": walls.filter, "litter": walls.litter}).encode())
+        link.send(json.dumps({"nested": walls.nested, "filter": walls.filter}).encode())
         _serve(link, walls)
     finally:
         walls.leave()
