@@ -45,6 +45,7 @@ Divergence = Callable[[slice, Tensor], Tensor]  # (chunk of N, student log-probs
 COMPONENTS = ("pg", "distill", "ce")
 COUNTED_WHERE = {  # metric → the component whose tokens it is a mean over; all tokens else
     "clipped": "pg",
+    "distill_clipped": "distill",
     "reverse_kl": "distill",
     "signal": "distill",
     "trusted": "distill",
@@ -223,7 +224,9 @@ class Learner:
             config, teacher_C = self.loss.distill, tokens.teacher_N[chunk]
             signal_C = distill.signal(config, teacher_C, current_C if config.refresh else old_C, spread)
             if config.estimator in ("sampled", "trust_region"):
-                loss_C, _ = policy.policy_loss(self.loss.policy, logprobs_C, old_C, signal_C, segments_C)
+                loss_C, seen["distill_clipped"] = policy.policy_loss(
+                    self.loss.policy, logprobs_C, old_C, signal_C, segments_C
+                )
             elif stats.divergence_C is None:
                 loss_C = distill.sampled_loss(config, logprobs_C, teacher_C)
             else:

@@ -21,7 +21,7 @@ from onepolicy.objectives.weighting import turns
 from onepolicy.tasks.grading import Grader
 from onepolicy.types import Array, Sample, Task, Want
 
-STALE = ("rollout_kl", "clipped")  # what grows from one inner update to the next: also logged for the last
+STALE = ("rollout_kl", "clipped", "distill_clipped")  # grow from one inner update to the next: the last is logged
 
 
 def rollout(

@@ -31,7 +31,7 @@ from onepolicy.jobs import Job, run_jobs
 from onepolicy.report import write_report
 from onepolicy.report.intervals import Draws, arm_scores, difference, reached
 from onepolicy.report.study import StudyFolder, means_SQ, points
-from onepolicy.report.study_page import _phases
+from onepolicy.report.study_page import phases
 from tests.runs import run_of, same, weights
 
 SMOKE = Path(__file__).parent.parent / "studies" / "smoke.yaml"
@@ -412,8 +412,8 @@ def test_the_report_of_a_study_shows_who_wins_and_at_what_cost(synthetic):
 
 def test_distillation_phases_are_stretches_of_steps():
     steps = np.arange(1.0, 8)
-    assert _phases(steps, np.array([0, 0, 1, 1, 0, 1, 1])) == [(2.5, 4.5), (5.5, 7.5)]
-    assert _phases(steps, np.zeros(7)) == []
+    assert phases(steps, np.array([0, 0, 1, 1, 0, 1, 1])) == [(2.5, 4.5), (5.5, 7.5)]
+    assert phases(steps, np.zeros(7)) == []
 
 
 # end to end

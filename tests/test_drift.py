@@ -187,6 +187,9 @@ def test_staleness_is_that_of_the_last_inner_update(tmp_path: Path) -> None:
         assert row["rollout_kl_last"] > row["rollout_kl"] > 1e-4
         assert row["clipped_last"] >= row["clipped"] > 0
         assert row.keys() & {"rollout_kl_last/early", "rollout_kl_last/late"}
+    taught = rows(tmp_path, "mopd", "taught", optim={"learning_rate": 3e-2}, inner_updates=4)
+    assert sum(row["distill_clipped_last"] for row in taught) > sum(row["distill_clipped"] for row in taught) > 0
+    assert "distill_clipped" not in four[0] and "clipped" not in taught[0]
 
 
 # -- an engine that is not the learner ---------------------------------------------------------------------------------

@@ -159,12 +159,12 @@ def _interference(study: StudyFolder, models: dict[str, Scores]) -> Figure:
 def _gaps(study: StudyFolder, arm: str) -> Figure | None:
     """Of the first seed; CoPD's distillation phases are shaded."""
     run, seed = study.runs(arm)[0], study.seeds_of(arm)[0]
-    shaded = _phases(*run.curve("opd"))
+    shaded = phases(*run.curve("opd"))
     caption = f"{arm}, seed {seed}: how far its policies are apart." + " Shaded: distillation phases." * bool(shaded)
     return gap_figure(f"overlap-{arm}", caption, run, shaded)
 
 
-def _phases(steps: Array, opd: Array) -> list[tuple[float, float]]:
+def phases(steps: Array, opd: Array) -> list[tuple[float, float]]:
     """Stretches of steps in which branches teach one another."""
     edges = np.flatnonzero(np.diff((opd > 0).astype(int), prepend=0, append=0)).reshape(-1, 2)
     return [(float(steps[first]) - 0.5, float(steps[last - 1]) + 0.5) for first, last in edges]

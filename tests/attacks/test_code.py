@@ -14,7 +14,7 @@ from onepolicy.config import DomainConfig, TasksConfig
 from onepolicy.tasks import build_source
 from onepolicy.tasks.grading import Grader
 from tests.attacks.programs import FORGED, HOSTILE, PRINTED
-from tests.test_sandbox import processes
+from tests.test_sandbox import TRACES, processes, until
 
 SQUARE = {
     "task_id": "attacks/0",
@@ -55,7 +55,8 @@ def grades(options, cases, time_limit_s):
 
 
 def left():
-    return len(processes()), sorted(os.listdir("/tmp")), sorted(os.listdir("/dev/shm")), os.getcwd()
+    mine = (name for name in os.listdir("/tmp") if name in TRACES or name.startswith("onepolicy-sandbox"))
+    return len(processes()), sorted(mine), sorted(os.listdir("/dev/shm")), os.getcwd()
 
 
 def test_there_are_at_least_two_hundred_and_no_two_are_the_same():
@@ -73,7 +74,7 @@ def test_none_scores_hangs_crashes_or_escapes(options):
     broken = [answer for (_, answer), grade in zip(cases, found, strict=True) if "survive" in grade.reason]
     assert not scored and not broken and all(grade.reason for grade in found)
     assert {found.reward for found in grades(options, good, 20.0)} == {1.0}
-    assert left() == before
+    until(lambda: left() == before)  # other suites on this machine have sandboxes too, which come and go
 
 
 def test_the_grading_process_outlives_them_and_grades_their_neighbours(options):
