@@ -4,7 +4,7 @@ VENV ?= .venv
 EXTRAS ?= dev
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo test test-slow lint bench study clean
 
 setup: $(VENV)/.installed-$(EXTRAS)
 
@@ -19,7 +19,7 @@ demo: setup
 
 # one thread per process: two busy threads on two busy cores collapse (LOG.md, 2026-11-20)
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
@@ -34,6 +34,11 @@ bench: setup
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/sandbox.py
+
+# hours on two cores; finished runs are never run again
+study: setup
+	for name in tune_clash tune_apart tune_coevolve clash apart coevolve; do $(BIN)/onepolicy compare studies/$$name.yaml || exit 1; done
+	$(BIN)/python studies/rows.py runs > docs/results.md
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -29,14 +29,10 @@ class Balancer:
 
     def annotate(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Scale the samples' weights, domain by domain; the row of weights and shares to log."""
-        signals = {domain: _signals([s for s in samples if s.task.domain == domain]) for domain in self.domains}
+        signals = signals_of(samples, self.domains)
         tokens = {domain: float(len(signal_N)) for domain, signal_N in signals.items()}
-        for domain, signal_N in signals.items():
-            if len(signal_N):
-                gap = float(np.abs(signal_N).mean())
-                before = self.gaps.get(domain, gap)
-                self.gaps[domain] = self.config.decay * before + (1 - self.config.decay) * gap
-        weights = self._weights(tokens, signals)
+        self.observe(signals)
+        weights = self.weights(tokens, signals)
         for sample in samples:
             weight = weights[sample.task.domain]
             if weight != 1.0:
@@ -45,13 +41,16 @@ class Balancer:
         budget = shares({d: weights[d] * tokens[d] * self.gaps.get(d, 0.0) for d in self.domains})
         return {f"balance/{d}": weights[d] for d in self.domains} | {f"budget/{d}": budget[d] for d in self.domains}
 
-    def state(self) -> dict[str, float]:
-        return dict(self.gaps)
+    def observe(self, signals: Mapping[str, Array]) -> None:
+        """Move the running means on by one step's signals."""
+        for domain, signal_N in signals.items():
+            if len(signal_N):
+                gap = float(np.abs(signal_N).mean())
+                before = self.gaps.get(domain, gap)
+                self.gaps[domain] = self.config.decay * before + (1 - self.config.decay) * gap
 
-    def load_state(self, state: Mapping[str, float]) -> None:
-        self.gaps = dict(state)
-
-    def _weights(self, tokens: Mapping[str, float], signals: Mapping[str, Array]) -> dict[str, float]:
+    def weights(self, tokens: Mapping[str, float], signals: Mapping[str, Array]) -> dict[str, float]:
+        """Of a step with so many tokens of each domain, or such shares of them."""
         match self.config.kind:
             case "none":
                 return dict.fromkeys(self.domains, 1.0)
@@ -62,6 +61,17 @@ class Balancer:
                 return gap_weights(share_weights(tokens, self.config.targets), tokens, gaps, self.config.alpha)
             case "dn":
                 return dn_weights(signals)
+
+    def state(self) -> dict[str, float]:
+        return dict(self.gaps)
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        self.gaps = dict(state)
+
+
+def signals_of(samples: Sequence[Sample], domains: Sequence[str]) -> dict[str, Array]:
+    """Every domain's signals, token by token."""
+    return {domain: _signals([s for s in samples if s.task.domain == domain]) for domain in domains}
 
 
 def _signals(samples: Sequence[Sample]) -> Array:

@@ -55,13 +55,20 @@ def run(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def check(config: Config, overrides: Overrides = None) -> None:
-    """Check a run before it starts: the file, the tasks' gold answers, the teachers. Writes nothing."""
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    gradients: Annotated[bool, typer.Option("--gradients", help="also the cosine between domains' gradients")] = False,
+) -> None:
+    """Check a run before it starts: the file, the tasks' gold answers; which teacher will be absorbed, who will starve.
+
+    Writes check.json into the run's folder (mopd and the recipes that reinforce), and nothing else.
+    """
     loaded = _load(config, overrides)
     check_folder(loaded)
     from onepolicy.commands import check_run
 
-    if not check_run(loaded):
+    if not check_run(loaded, gradients):
         raise typer.Exit(1)
 
 

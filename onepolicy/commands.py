@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import sys
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from onepolicy import recipes
-from onepolicy.config import AnyRun, EvalConfig, MergeConfig, MopdConfig, OffpolicyConfig
+from onepolicy.config import AnyRun, EvalConfig, MergeConfig, OffpolicyConfig
 from onepolicy.evaluation import Evaluation
 from onepolicy.exam import Exam
+from onepolicy.forecast import Rehearsed
+from onepolicy.gradients import GradientReport
 from onepolicy.mergefiles import Inputs
 from onepolicy.models import load_model
-from onepolicy.preflight import check_identity, check_teachers
+from onepolicy.preflight import check_identity
 from onepolicy.progress import hush_transformers
+from onepolicy.rehearsal import Rehearsal, rehearse
 from onepolicy.report.build import write_report
 from onepolicy.report.tables import Table, evaluation_table, sweep_table
-from onepolicy.runfolder import write_atomic
-from onepolicy.session import Session
+from onepolicy.runfolder import CHECKED, write_atomic
 from onepolicy.tasks.check import check_domains as check_tasks
 
 WIDTH = 124  # of what is not a terminal: a score table with its intervals fits
@@ -65,31 +67,79 @@ def check_domains(config: AnyRun, n: int) -> bool:
     return all(found.ok for found in reports.values())
 
 
-def check_run(config: AnyRun) -> bool:
-    """Tasks, then the model, then the teachers; True when nothing is wrong. Works in a temporary folder."""
+def check_run(config: AnyRun, gradients: bool) -> bool:
+    """Tasks, then the model, then what can be told of teachers and domains; True when nothing is wrong.
+
+    Works in a temporary folder. What it finds about teachers, domains and gradients is kept as check.json.
+    """
+    if gradients and not isinstance(config, Rehearsed):
+        raise ValueError(
+            "--gradients compares what reinforcement or distillation on one domain and on another would change, and "
+            f"recipe {config.recipe} does neither: leave it out"
+        )
     if not check_domains(config, 50):
         return False
     hush_transformers()
     if isinstance(config, MergeConfig):
         Inputs(config)
         return True
-    with tempfile.TemporaryDirectory() as scratch:
-        aside = config.model_copy(update={"output": Path(scratch) / "check"})
-        if not isinstance(aside, MopdConfig):
-            model, tokenizer = load_model(config.model, config.seed)
-            for name, teacher in aside.teachers.items() if isinstance(aside, OffpolicyConfig) else ():
-                check_identity(name, teacher.model, model, tokenizer)
-            return True
-        with Session(aside, aside.loss) as session:
-            teachers = session.frozen({name: t.model for name, t in aside.teachers.items()}, aside.routes)
-            reports = check_teachers(session, teachers, aside.check)
-    overlap = f"top-{aside.check.overlap_k} overlap"
-    table = RichTable("domain", "teacher", "reverse KL (nats/token)", overlap, "verdict")
-    for report in reports:
-        verdict = "[yellow]see warning" if report.warnings else "[green]fine"
-        table.add_row(report.domain, report.teacher, f"{report.reverse_kl:.4f}", f"{report.overlap:.3f}", verdict)
-    console.print(table)
+    if not isinstance(config, Rehearsed):
+        model, tokenizer = load_model(config.model, config.seed)
+        for name, teacher in config.teachers.items() if isinstance(config, OffpolicyConfig) else ():
+            check_identity(name, teacher.model, model, tokenizer)
+        return True
+    rehearsal = rehearse(config, gradients)
+    show_rehearsal(rehearsal)
+    config.output.mkdir(parents=True, exist_ok=True)
+    write_atomic(config.output / CHECKED, json.dumps(rehearsal.to_dict(), indent=1))
     return True
+
+
+def show_rehearsal(rehearsal: Rehearsal) -> None:
+    """Tables on stdout, the domains' warnings on stderr (those of teachers are there already), what to change."""
+    if rehearsal.teachers:
+        overlap = f"top-{rehearsal.teachers[0].overlap_k} overlap"
+        table = RichTable("domain", "teacher", "reverse KL (nats/token)", overlap, "disagreement (nats)", "verdict")
+        for one in rehearsal.teachers:
+            differ = "-" if one.disagreement is None else f"{one.disagreement:.2f}"
+            kl = f"{one.reverse_kl:.4f}"
+            table.add_row(one.domain, one.teacher, kl, f"{one.overlap:.3f}", differ, _coloured(one.verdict))
+        console.print(table)
+    table = RichTable("domain", "prompts", "tokens/answer", "tokens", "update", "reward", "contrast", "verdict")
+    for domain in rehearsal.domains:
+        shares = [f"{share:.1%}" for share in (domain.prompt_share, domain.token_share, domain.update_share)]
+        contrast = "-" if domain.contrast is None else f"{domain.contrast:.0%}"
+        row = [shares[0], f"{domain.length:.1f}", *shares[1:], f"{domain.reward:.2f}", contrast]
+        table.add_row(domain.domain, *row, _coloured(domain.verdict))
+    console.print(table)
+    if rehearsal.gradients is not None:
+        print_gradients(rehearsal.gradients)
+    for domain in rehearsal.domains:
+        for warning in domain.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+    advised = [(one.domain, one.changes) for one in rehearsal.teachers]
+    for name, changes in advised + [(one.domain, one.changes) for one in rehearsal.domains]:
+        if changes:
+            console.print(f"{name}: change  {'  or  '.join(changes)}", highlight=False, markup=False)
+
+
+def print_gradients(found: GradientReport) -> None:
+    def cell(a: str, b: str) -> str:
+        value, corrected = found.cosine[a][b], found.corrected[a].get(b)
+        shown = "-" if value is None else f"{value:+.2f}"
+        return shown if corrected is None else f"{shown} ({corrected:+.2f})"
+
+    table = RichTable("cosine of gradients", *found.cosine)
+    for a in found.cosine:
+        table.add_row(a, *(cell(a, b) for b in found.cosine))
+    console.print(table)
+    console.print(
+        "(a domain with itself: its two batches, so how much noise leaves to be seen; in brackets: corrected)"
+    )
+
+
+def _coloured(verdict: str) -> str:
+    return f"[green]{verdict}" if verdict in ("fine", "absorbed") else f"[yellow]{verdict}"
 
 
 def evaluate_checkpoint(

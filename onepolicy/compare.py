@@ -10,7 +10,7 @@ import json
 
 from onepolicy.commands import console, show_report
 from onepolicy.config import StudyConfig
-from onepolicy.config.plan import PlannedRun, run_names, upstream
+from onepolicy.config.plan import PlannedRun, run_names, seeds_of, upstream
 from onepolicy.jobs import Job, run_jobs
 from onepolicy.runfolder import write_atomic
 
@@ -42,9 +42,9 @@ def facts(study: StudyConfig, runs: list[PlannedRun]) -> dict[str, object]:
         seeds[seed] = {
             "origin": names["origin"],
             "experts": {domain: names[f"experts.{domain}"] for domain in study.domains},
-            "arms": {arm: names[f"arms.{arm}"] for arm in study.arms},
+            "arms": {arm: names[f"arms.{arm}"] for arm in study.arms if seed in seeds_of(study, arm)},
         }
-        for arm in study.arms:
+        for arm in seeds[seed]["arms"]:
             read = (keys[name] for name in upstream(by_name, names[f"arms.{arm}"]))
             reads[arm] = [key for key in read if key != "origin"]
     budget = "each arm's own steps"

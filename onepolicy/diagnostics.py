@@ -1,4 +1,12 @@
-"""How far apart two policies are, on states that the student visits by itself (CoPD §3; MOPD's initial KL)."""
+"""How far apart policies are, on states that the student visits by itself (CoPD §3; MOPD's initial KL).
+
+The rows that recipes log come from here, so that a name means the same in all of them. `a<b` is a compared with b on
+a's own rollouts: a is a domain (of the run's one policy) or a branch, b a branch, "origin" or "teacher".
+
+    overlap/a<b         mean of |Top_k(a) ∩ Top_k(b)|/k             symmetric_kl/a<b    ½[KL(a‖b) + KL(b‖a)], nats
+    disagreement/d      mean of max − min over all teachers of the log-prob of a sampled token of domain d, nats
+    disagreement_share/d    share of the tokens on which it is above 1 nat
+"""
 
 from __future__ import annotations
 
@@ -11,7 +19,10 @@ from torch import Tensor
 
 from onepolicy.engines.forward import chunk_length
 from onepolicy.objectives import divergences
-from onepolicy.types import Array, TokenScores
+from onepolicy.types import Array, Sample, TokenScores
+
+OVERLAP_K = 10
+LARGE_DISAGREEMENT = 1.0  # nats
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +47,7 @@ def policy_gap(
     totals = np.zeros(3)
     tokens = 0
     for ours, theirs in zip(student, teacher, strict=True):
-        scored = np.flatnonzero(np.isfinite(ours.logprobs_R) & np.isfinite(theirs.logprobs_R))
+        scored = np.flatnonzero(_both_scored(ours, theirs))
         length = chunk_length(ours.head.vocabulary, ours.head.device)
         for chunk in (scored[start : start + length] for start in range(0, len(scored), length)):
             p, q = (_logprobs(scores, chunk, temperature) for scores in (ours, theirs))
@@ -51,6 +62,38 @@ def policy_gap(
         raise ValueError("there is no token that both policies have scored, so nothing to compare them on")
     reverse_kl, symmetric_kl, overlap = (totals / tokens).tolist()
     return PolicyGap(reverse_kl, symmetric_kl, overlap, tokens)
+
+
+def overlap_size(vocabulary: int) -> int:
+    """The k of top-k overlap: 10, as in CoPD §3, but no more than a quarter of a tiny vocabulary."""
+    return max(1, min(OVERLAP_K, vocabulary // 4))
+
+
+def gap_row(
+    pair: str, student: Sequence[TokenScores], teacher: Sequence[TokenScores], temperature: float
+) -> dict[str, float]:
+    """Overlap and symmetric KL of one pair, to log. Empty where there is no token to compare on."""
+    if not any(_both_scored(ours, theirs).any() for ours, theirs in zip(student, teacher, strict=True)):
+        return {}
+    gap = policy_gap(student, teacher, overlap_size(student[0].head.vocabulary), temperature)
+    return {f"overlap/{pair}": gap.overlap, f"symmetric_kl/{pair}": gap.symmetric_kl}
+
+
+def disagreement_row(samples: Sequence[Sample]) -> dict[str, float]:
+    """How far the teachers differ on each domain's tokens, to log. Empty where nobody asked all of them."""
+    row: dict[str, float] = {}
+    for domain in sorted({sample.task.domain for sample in samples}):
+        known = [s.disagreement_R for s in samples if s.task.domain == domain and s.disagreement_R is not None]
+        values_N = np.concatenate([*known, np.empty(0, dtype=np.float32)])
+        values_N = values_N[np.isfinite(values_N)]
+        if len(values_N):
+            row[f"disagreement/{domain}"] = float(values_N.mean())
+            row[f"disagreement_share/{domain}"] = float((values_N > LARGE_DISAGREEMENT).mean())
+    return row
+
+
+def _both_scored(ours: TokenScores, theirs: TokenScores) -> Array:
+    return np.isfinite(ours.logprobs_R) & np.isfinite(theirs.logprobs_R)
 
 
 def _logprobs(scores: TokenScores, chunk: Array, temperature: float) -> Tensor:

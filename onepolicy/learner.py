@@ -31,25 +31,28 @@ from onepolicy.engines.forward import (
     live_head,
     plan_batches,
     predicting_states,
+    routed_logprobs,
     score_samples,
     token_chunks,
     token_stats,
 )
 from onepolicy.meter import Meter
-from onepolicy.models import save_model
-from onepolicy.objectives import distill, importance, policy, reduce, weighting
+from onepolicy.models import disable_dropout, save_model
+from onepolicy.objectives import distill, divergences, importance, policy, reduce, weighting
 from onepolicy.types import Array, Sample, TokenScores, Want
 
 Divergence = Callable[[slice, Tensor], Tensor]  # (chunk of N, student log-probs [C, V]) → [C]
 COMPONENTS = ("pg", "distill", "ce")
 COUNTED_WHERE = {  # metric → the component whose tokens it is a mean over; all tokens else
     "clipped": "pg",
+    "distill_clipped": "distill",
     "reverse_kl": "distill",
     "signal": "distill",
     "trusted": "distill",
     "cross_entropy": "ce",
     "gated": "policy",
     "engine_gap": "policy",
+    "rollout_kl": "policy",
 }
 
 
@@ -92,7 +95,7 @@ class Learner:
         self.head = live_head(model)
         self.version = 0
         self.skipped = 0
-        _disable_dropout(model)
+        disable_dropout(model)
         if optim.gradient_checkpointing:
             # the old name, the only one before transformers 5.20 or so, warns in those that have the new one
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -111,8 +114,17 @@ class Learner:
     def step(self, samples: Sequence[Sample]) -> dict[str, float]:
         """One optimizer update from all the samples. Returns what happened, per domain where that makes sense.
 
-        A non-finite gradient skips the update and is counted (`skipped`). Samples that carry no weight, or that the
-        policy left empty, cost nothing. Raises ValueError for a sample whose weights ask for what it does not carry.
+        A non-finite gradient skips the update and is counted (`skipped`). Raises ValueError as `backward` does.
+        """
+        meter = self.backward(samples)
+        meter.scalars |= self._update()
+        return meter.summary()
+
+    def backward(self, samples: Sequence[Sample]) -> Meter:
+        """The gradient of all the samples' loss, in place of what the parameters' `grad` held; nothing moves yet.
+
+        Samples that carry no weight, or that the policy left empty, cost nothing. Raises ValueError for a sample whose
+        weights ask for what it does not carry.
         """
         coefficients = self._coefficients(samples)
         active = [i for i, s in enumerate(samples) if any(coefficients[c][i].any() for c in COMPONENTS)]
@@ -124,12 +136,12 @@ class Learner:
         self._count_unscored(samples, meter)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        head_of = _numbered([s.teacher.head if s.teacher else None for s in samples])
         for batch in batches:
-            rows = [active[j] for j in batch]
+            rows = sorted((active[j] for j in batch), key=head_of.__getitem__)  # each teacher's head is opened once
             flat = {c: self._flat([coefficients[c][i] for i in rows]) for c in COMPONENTS}
             meter.add_scalar("loss", self._backward([samples[i] for i in rows], flat, spread, meter))
-        meter.scalars |= self._update()
-        return meter.summary()
+        return meter
 
     def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
         """A live learner is a scorer like any other (Scorer protocol). What it says holds after its next step too."""
@@ -212,7 +224,9 @@ class Learner:
             config, teacher_C = self.loss.distill, tokens.teacher_N[chunk]
             signal_C = distill.signal(config, teacher_C, current_C if config.refresh else old_C, spread)
             if config.estimator in ("sampled", "trust_region"):
-                loss_C, _ = policy.policy_loss(self.loss.policy, logprobs_C, old_C, signal_C, segments_C)
+                loss_C, seen["distill_clipped"] = policy.policy_loss(
+                    self.loss.policy, logprobs_C, old_C, signal_C, segments_C
+                )
             elif stats.divergence_C is None:
                 loss_C = distill.sampled_loss(config, logprobs_C, teacher_C)
             else:
@@ -227,6 +241,7 @@ class Learner:
             seen["cross_entropy"] = -current_C
         if "pg" in tokens.used or "distill" in tokens.used:
             seen |= {"gated": gated_C, "engine_gap": (current_C - engine_C).abs()}
+            seen["rollout_kl"] = divergences.k3(engine_C, current_C)  # of the policy that wrote to this one
         return torch.stack(terms).sum(), seen
 
     def _tokens(self, samples: Sequence[Sample], coefficient: dict[str, Tensor], meter: Meter) -> Tokens:
@@ -260,11 +275,10 @@ class Learner:
             )
         if config.estimator == "full":
             hidden_NH = self._flat([_needed(x, "hidden_RH") for x in scores])
-            head = scores[0].head  # type: ignore[union-attr]  # one head a micro-batch, see _kinds
+            heads, lengths = [x.head for x in scores if x], [s.length for s in samples]
 
             def full(chunk: slice, logprobs_CV: Tensor) -> Tensor:
-                with torch.no_grad():
-                    teacher_CV = head.logprobs(hidden_NH[chunk], self.temperature)
+                teacher_CV = routed_logprobs(heads, lengths, hidden_NH, chunk, self.temperature)
                 if teacher_CV.shape[-1] < logprobs_CV.shape[-1]:  # the student's vocabulary is padded further
                     logprobs_CV = torch.log_softmax(logprobs_CV[:, : teacher_CV.shape[-1]], dim=-1)
                 return distill.divergence(config, logprobs_CV, teacher_CV)
@@ -298,12 +312,17 @@ class Learner:
         return result
 
     def _count_unscored(self, samples: Sequence[Sample], meter: Meter) -> None:
-        """The share of tokens that a teacher was to score and did not."""
+        """The share of tokens that a teacher was to score and did not, and of those masked for disagreement."""
         taught = [s for s in samples if s.weights.distill and s.length]
         if taught:
             unscored_N = torch.from_numpy(~np.isfinite(np.concatenate([_teacher_logprobs(s) for s in taught])))
             domains = [meter.domains.index(s.task.domain) for s in taught]
-            meter.add("unscored", unscored_N, torch.from_numpy(np.repeat(domains, [s.length for s in taught])))
+            domain_N = torch.from_numpy(np.repeat(domains, [s.length for s in taught]))
+            meter.add("unscored", unscored_N, domain_N)
+            limit = self.loss.distill.weighting.max_disagreement
+            if limit is not None:
+                masked_N = np.concatenate([weighting.masked(s, limit) for s in taught])
+                meter.add("masked", torch.from_numpy(masked_N), domain_N)
 
     def _update(self) -> dict[str, float]:
         rate = self.optim.learning_rate * learning_rate_factor(self.optim, self.version, self.total_steps)
@@ -334,14 +353,6 @@ def learning_rate_factor(optim: OptimConfig, step: int, total_steps: int) -> flo
     ]
 
 
-def _disable_dropout(model: PreTrainedModel) -> None:
-    """Modules keep their rate as `p`, or as a plain number that they hand to the attention function."""
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or isinstance(module, torch.nn.Dropout)):
-                setattr(module, name, 0.0)
-
-
 def _check_annotations(samples: Sequence[Sample]) -> None:
     for sample in samples:
         if sample.weights.distill and sample.teacher is None:
@@ -351,14 +362,20 @@ def _check_annotations(samples: Sequence[Sample]) -> None:
 
 
 def _kinds(samples: Sequence[Sample]) -> list[int]:
-    """Numbers of samples that may share a micro-batch: untaught, taught by one whole head, or by top-k of one width."""
-    numbers: dict[Any, int] = {}
+    """Numbers of samples that may share a micro-batch: untaught, taught by heads or top-k lists of one shape."""
     kinds: list[Any] = []
     for sample in samples:
         scores = sample.teacher if sample.weights.distill else None
-        width = -1 if scores is None or scores.topk_ids_RK is None else scores.topk_ids_RK.shape[1]
-        kinds.append((scores is not None, id(scores.head) if scores and scores.head else None, width))
-    return [numbers.setdefault(kind, len(numbers)) for kind in kinds]  # in order of appearance: ids are not stable
+        head = scores.head if scores else None
+        width = None if scores is None or scores.topk_ids_RK is None else scores.topk_ids_RK.shape[1]
+        kinds.append((scores is not None, (head.vocabulary, head.hidden_size) if head else None, width))
+    return _numbered(kinds)
+
+
+def _numbered(things: Sequence[Any]) -> list[int]:
+    """Equal things get equal numbers, in order of first appearance."""
+    numbers: dict[Any, int] = {}
+    return [numbers.setdefault(thing, len(numbers)) for thing in things]
 
 
 def _teacher_logprobs(sample: Sample) -> Array:

@@ -98,3 +98,11 @@ def _place(config: ModelConfig) -> str:
     if not is_hub_id and not (path / "config.json").is_file():
         raise ValueError(f"no model at {path}: a checkpoint folder holds a config.json (or give a hub id, org/name)")
     return config.path
+
+
+def disable_dropout(model: PreTrainedModel) -> None:
+    """Modules keep their rate as `p`, or as a plain number that they hand to the attention function."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or isinstance(module, torch.nn.Dropout)):
+                setattr(module, name, 0.0)

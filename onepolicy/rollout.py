@@ -21,6 +21,8 @@ from onepolicy.objectives.weighting import turns
 from onepolicy.tasks.grading import Grader
 from onepolicy.types import Array, Sample, Task, Want
 
+STALE = ("rollout_kl", "clipped", "distill_clipped")  # grow from one inner update to the next: the last is logged
+
 
 def rollout(
     engine: Engine, grader: Grader, tasks: Sequence[Task], n: int, sampling: Sampling, *, seed: int, version: int
@@ -103,14 +105,22 @@ def learn(learner: Learner, samples: Sequence[Sample], inner_updates: int) -> di
 
 
 def _together(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The metrics of several updates as those of one: means, but the largest of maxima and the last of a count."""
+    """The metrics of several updates as those of one: means, but the largest of maxima and the last of a count.
+
+    What staleness shows in is there twice: `clipped` is the mean, `clipped_last` that of the last update.
+    """
 
     def joined(key: str, values: list[float]) -> float:
         name = key.partition("/")[0]
         return values[-1] if name == "skipped" else max(values) if name.endswith("_max") else float(np.mean(values))
 
     keys = sorted({key for row in rows for key in row})
-    return {key: joined(key, [row[key] for row in rows if key in row]) for key in keys}
+    together = {key: joined(key, [row[key] for row in rows if key in row]) for key in keys}
+    for key, value in rows[-1].items():
+        name, slash, domain = key.partition("/")
+        if name in STALE:
+            together[f"{name}_last{slash}{domain}"] = value
+    return together
 
 
 def _graded(sample: Sample) -> float:

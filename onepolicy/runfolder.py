@@ -4,6 +4,7 @@
     run.json           versions, seed, place     samples.jsonl   answers to read
     eval/LABEL.json    evaluations               model/          the result: an ordinary Hugging Face folder
     checkpoints/step-N/                          done.json       written last
+    check.json         what `onepolicy check` found
 
 A recipe of stages keeps the run folders of these in stages/; one that prepares something keeps it beside, see BEGUN.
 A checkpoint is written beside its name, hashed, then renamed; one that does not match its hashes is passed over for the
@@ -34,7 +35,8 @@ MAY_CHANGE = ("output", "device", "threads", "checkpoint", "eval", "steps")  # b
 PACKAGES = ("onepolicy", "torch", "transformers", "tokenizers", "numpy", "reasoning-gym")
 MANIFEST = "MANIFEST.json"
 BEGUN = ("metrics.jsonl", "checkpoints", "rollouts", "sweep.json", "model")  # where there is one, work has been done
-FIRST = (".lock", ".config.yaml.tmp")  # all that a run holds that was killed as it opened its folder
+CHECKED = "check.json"  # what `onepolicy check` found, before or after
+FIRST = (".lock", ".config.yaml.tmp", CHECKED)  # all that a run holds that was killed as it opened its folder
 
 
 Run = RunConfig | MergeConfig  # of a folder: what trains, and what does not

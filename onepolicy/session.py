@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -36,6 +36,7 @@ from onepolicy.types import Sample, Task
 
 EVAL_SEED = 20_000_000  # of the answers to held-out questions: the same for every run, step and seed
 GOLDS = 16  # gold answers per domain that are graded before anything else
+ORIGIN = "the origin"  # among the identities; not a name that a teacher would have
 MAX_REFERENCE = 1000  # characters of a reference that are kept with it: the tests of a program may be megabytes
 SAMPLES_EVERY = 10  # steps between answers kept to read
 
@@ -75,7 +76,8 @@ class Session:
         self.policy = self.policies[branches[0]]
         limits = {name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens}
         rollout = config.rollout
-        self.sampling = Sampling(rollout.temperature, max_new_tokens=rollout.max_new_tokens, limits=limits)
+        noise = getattr(rollout, "engine_noise", 0.0)
+        self.sampling = Sampling(rollout.temperature, max_new_tokens=rollout.max_new_tokens, limits=limits, noise=noise)
         # what a checkpoint remembers besides the learners
         self.remembered: dict[str, Stateful] = {"mixture": self.mixture}
         self.identities: dict[str, Any] = {}
@@ -98,17 +100,25 @@ class Session:
         """Frozen checkpoints as scorers, routed by domain; checked against the student, and remembered for a resume."""
         for name, model in models.items():
             check_identity(name, model, self.learner.model, self.learner.tokenizer)
-        shelf = Shelf(
+        routed = open_teachers(models, routes, self.shelf)
+        for name, model in models.items():
+            self.identities[name] = self.shelf.teacher(name, model).fingerprint
+        return routed
+
+    def origin(self) -> Routed:
+        """The model that the run started from, frozen, for all its domains."""
+        return self.frozen({ORIGIN: self.config.model}, dict.fromkeys(self.config.domains, ORIGIN))
+
+    @cached_property
+    def shelf(self) -> Shelf:
+        """One for all frozen checkpoints of the run, so that one of them at a time is resident."""
+        return Shelf(
             device=self.learner.device,
             temperature=self.sampling.temperature,
             tokens_per_batch=self.config.optim.tokens_per_batch,
             vocabulary=self.learner.head.vocabulary,
             spool=self.folder.path / "teachers",
         )
-        routed = open_teachers(models, routes, shelf)
-        for name, model in models.items():
-            self.identities[name] = shelf.teacher(name, model).fingerprint
-        return routed
 
     def steps(self) -> Iterator[int]:
         """Step numbers from where the run stands to the end, with the chores in between. Then call `finish`."""
@@ -172,7 +182,7 @@ class Session:
         """
         config = self.config.eval
         tasks = [task for tasks in self.mixture.eval_tasks.values() for task in tasks]
-        sampling = replace(self.sampling, temperature=config.temperature)
+        sampling = replace(self.sampling, temperature=config.temperature, noise=0.0)
         folder = folder or self.folder.path
         engine = (policy or self.policy).engine
         result = evaluate(engine, tasks, partial(graded, engine, self.grader, sampling), config.n, sampling, EVAL_SEED)

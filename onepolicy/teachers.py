@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
@@ -58,6 +59,11 @@ class Routed:
             scores = scorer.score([samples[i] for i in indices], want)
             results.update(zip(indices, scores, strict=True))
         return [results[i] for i in range(len(samples))]
+
+    @property
+    def distinct(self) -> list[Scorer]:
+        """Every scorer once, however many domains it has."""
+        return list({id(scorer): scorer for scorer in self.scorers.values()}.values())
 
     def engine(self, domain: str, renderer: Renderer, batch_size: int) -> LocalEngine:
         """A domain's teacher as one that writes, until another of its shelf is asked for anything."""
@@ -105,7 +111,7 @@ class Shelf:
             self._open_head = None
             self._prepare(teacher)
             weight, bias = self._skeletons[teacher.architecture].head_names
-            tensors = teacher.map()
+            tensors = _map(teacher.files, {weight, bias})
             self._open_head = teacher, tensors[weight].to(self.device), tensors[bias].to(self.device) if bias else None
         return self._open_head[1], self._open_head[2]
 
@@ -207,6 +213,19 @@ def open_teachers(models: Mapping[str, ModelConfig], routes: Mapping[str, str], 
     return Routed({domain: shelf.teacher(name, models[name]) for domain, name in routes.items()})
 
 
+def annotate_disagreement(samples: Sequence[Sample], teachers: Routed) -> None:
+    """Let *all* teachers score every sample: the largest minus the smallest log-prob of each token, nats (Open-MOPD).
+
+    NaN on a token that none of them has scored. Costs one scoring of all samples per distinct teacher.
+    """
+    opinions = [scorer.score(samples, Want("sampled")) for scorer in teachers.distinct]
+    for i, sample in enumerate(samples):
+        logprobs_JR = np.stack([scores[i].logprobs_R for scores in opinions])  # J: teachers
+        scored_JR = np.isfinite(logprobs_JR)
+        spread_R = np.where(scored_JR, logprobs_JR, -np.inf).max(0) - np.where(scored_JR, logprobs_JR, np.inf).min(0)
+        sample.disagreement_R = np.where(scored_JR.any(0), spread_R, np.nan).astype(np.float32)
+
+
 def wanted(config: DistillConfig) -> Want:
     """What the configured distillation needs from a teacher."""
     return Want(*config.wants)
@@ -259,11 +278,12 @@ def _architecture_key(model_config: Any, config: ModelConfig) -> str:
     return json.dumps([fields, config.dtype, config.attention], sort_keys=True, default=str)
 
 
-def _map(files: Sequence[Path]) -> dict[str, Tensor]:
+def _map(files: Sequence[Path], only: Collection[str | None] | None = None) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in files:
         with safe_open(path, "pt") as file:
-            tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no iterator)
+            names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118 (no iterator)
+            tensors.update({name: file.get_tensor(name) for name in names})
     return tensors
 
 

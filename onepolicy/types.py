@@ -128,6 +128,7 @@ class Sample:
     advantages_R: Array | None = None  # policy-gradient signal
     teacher: TokenScores | None = None
     old_logprobs_R: Array | None = None  # the learner's, before the first of several inner updates
+    disagreement_R: Array | None = None  # max − min over all teachers of the log-probs, nats
     weights: Weights = field(default_factory=Weights)
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ import yaml
 
 from onepolicy.cli import main
 from onepolicy.config import AnyRun, ScratchConfig, parse_run
+from onepolicy.jobs import FORKS
 from onepolicy.models import save_model
 from onepolicy.runfolder import is_finished
 from onepolicy.tiny import from_scratch
@@ -88,11 +88,6 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
     return bool(one == other)
-
-
-# Processes that are forked from one in which torch is imported already, but nothing has run: real ones, and quick.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["onepolicy.commands", "matplotlib.backends.backend_svg"])
 
 
 def forked(*arguments: str, stderr: str = os.devnull) -> Any:

@@ -142,15 +142,46 @@ def test_run_on_a_folder_goes_on_where_it_was(tmp_path: Path, command: Cli) -> N
     assert all((weights(moved)[name] == tensor).all() for name, tensor in weights(tmp_path / "rlvr").items())
 
 
-def test_check_reports_tasks_and_teachers_and_writes_nothing(tmp_path: Path, command: Cli) -> None:
+def test_check_reports_tasks_teachers_and_domains_and_keeps_what_it_found(tmp_path: Path, command: Cli) -> None:
     file = write(tmp_path, "mopd")
-    before = files(tmp_path)
+    before, kept = files(tmp_path), tmp_path / "mopd" / "check.json"
     code, out, err = command("check", file)
     assert (code, err) == (0, "")
-    assert "50/50" in out and "reverse KL" in out and "fine" in out
-    assert files(tmp_path) == before
-    code, _, err = command("check", file, "check.warn_overlap=0.99")
-    assert code == 0 and "warning: teacher 'early' shares" in err
+    assert "50/50" in out and "reverse KL" in out and "absorbed" in out and "change" not in out
+    assert files(tmp_path) == before | {kept}
+    found = json.loads(kept.read_text())
+    assert found["fine"] is True and found["gradients"] is None
+    assert [one["verdict"] for one in found["teachers"]] == ["absorbed", "absorbed"]
+    assert [one["verdict"] for one in found["domains"]] == ["fine", "fine"]
+
+    code, out, err = command("check", file, "check.warn_overlap=0.99")
+    assert code == 0 and "warning: teacher 'early' shares" in err and "early: change  model=WARM/model" in out
+    found = json.loads(kept.read_text())
+    assert found["fine"] is False and [one["verdict"] for one in found["teachers"]] == ["doubtful", "doubtful"]
+    assert command("run", file, "steps=1")[0] == 0, "what check leaves is in no run's way"
+
+
+def test_check_warns_of_a_domain_that_will_starve_and_says_what_to_change(tmp_path: Path, command: Cli) -> None:
+    domains = {name: dict(domain) for name, domain in DOMAINS.items()}
+    domains["early"]["max_new_tokens"] = 1
+    file = write(tmp_path, "mopd", domains=domains, rollout={"prompts": 8, "max_new_tokens": 16})
+    code, out, err = command("check", file, "loss.reduction=token")
+    assert code == 0 and "warning: domain 'early' would get" in err and "starves" in out
+    assert "early: change  loss.reduction=sequence  or  balance.kind=share" in out
+    for cure in ("loss.reduction=sequence", "balance.kind=share"):
+        code, out, err = command("check", file, "loss.reduction=token", cure)
+        assert (code, err) == (0, "") and "starves" not in out
+
+
+def test_check_compares_gradients_on_request(tmp_path: Path, command: Cli) -> None:
+    code, out, err = command("check", write(tmp_path, "mix_rl"), "--gradients")
+    assert (code, err) == (0, "") and "cosine of gradients" in out
+    found = json.loads((tmp_path / "mix_rl" / "check.json").read_text())["gradients"]
+    assert set(found["cosine"]) == set(found["cosine"]["early"]) == {"early", "late"}
+    for recipe, own in (("copd", {}), ("cascade_rl", {"order": ["late", "early"]})):
+        assert command("check", write(tmp_path, recipe, **own), "--gradients")[0] == 0
+    code, _, err = command("check", write(tmp_path, "sft"), "--gradients")
+    assert code == 2 and "recipe sft does neither: leave it out" in err
 
 
 def test_check_of_a_run_without_teachers_loads_its_model(tmp_path: Path, command: Cli) -> None:

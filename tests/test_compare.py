@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,40 +31,21 @@ from onepolicy.jobs import Job, run_jobs
 from onepolicy.report import write_report
 from onepolicy.report.intervals import Draws, arm_scores, difference, reached
 from onepolicy.report.study import StudyFolder, means_SQ, points
-from onepolicy.report.study_page import _phases
-from tests.runs import FORKS, _command_line, run_of, same, weights
+from onepolicy.report.study_page import phases
+from tests.runs import run_of, same, weights
 
 SMOKE = Path(__file__).parent.parent / "studies" / "smoke.yaml"
 
 
-class Fork:
-    """A process of the forkserver, with the face of subprocess.Popen."""
-
-    def __init__(self, job: Job) -> None:
-        job.output.parent.mkdir(parents=True, exist_ok=True)
-        file = job.output.with_name(f"{job.output.name}.yaml")
-        file.write_text(yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False))
-        self.process = FORKS.Process(target=_command_line, args=(str(job.log), ("run", str(file))))
-        self.process.start()
-
-    def poll(self) -> int | None:
-        return self.process.exitcode
-
-    def terminate(self) -> None:
-        self.process.terminate()
-
-    def wait(self) -> Any:
-        self.process.join()
-
-
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Jobs as quick processes; the names of those that were started."""
+    """The names of the jobs that were started."""
     started: list[str] = []
+    really = jobs.start
 
-    def start(job: Job) -> Fork:
+    def start(job: Job) -> ForkServerProcess:
         started.append(job.name)
-        return Fork(job)
+        return really(job)
 
     monkeypatch.setattr(jobs, "start", start)
     monkeypatch.setattr(jobs, "POLL", 0.02)
@@ -230,7 +212,8 @@ class Fake:
         log.append(job.name)
         job.output.mkdir(parents=True, exist_ok=True)
 
-    def poll(self) -> int | None:
+    @property
+    def exitcode(self) -> int | None:
         self.looks += 1
         if self.looks < 3:
             return None
@@ -246,7 +229,7 @@ class Fake:
     def terminate(self) -> None:
         self.log.append(f"{self.job.name} terminated")
 
-    def wait(self) -> None:
+    def join(self) -> None:
         pass
 
 
@@ -429,8 +412,8 @@ def test_the_report_of_a_study_shows_who_wins_and_at_what_cost(synthetic):
 
 def test_distillation_phases_are_stretches_of_steps():
     steps = np.arange(1.0, 8)
-    assert _phases(steps, np.array([0, 0, 1, 1, 0, 1, 1])) == [(2.5, 4.5), (5.5, 7.5)]
-    assert _phases(steps, np.zeros(7)) == []
+    assert phases(steps, np.array([0, 0, 1, 1, 0, 1, 1])) == [(2.5, 4.5), (5.5, 7.5)]
+    assert phases(steps, np.zeros(7)) == []
 
 
 # end to end

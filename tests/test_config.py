@@ -70,6 +70,11 @@ COMMON_DEFAULTS = {
     "threads": 1,
 }
 LOSS_DEFAULTS = {
+    "diagnose_every": 0,
+    "rollout.engine_noise": 0.0,
+    "check.samples": 16,
+    "check.warn_starved": 0.5,
+    "check.warn_contrast": 0.1,
     "loss.reduction": "sequence",
     "loss.policy.kind": "ppo",
     "loss.policy.clip_low": 0.2,
@@ -88,6 +93,7 @@ LOSS_DEFAULTS = {
     "loss.distill.refresh": True,
     "loss.distill.weighting.position": 0.0,
     "loss.distill.weighting.turn_cap": None,
+    "loss.distill.weighting.max_disagreement": None,
     "loss.importance.mode": "gate",
     "loss.importance.low": 0.5,
     "loss.importance.high": 2.0,
@@ -136,10 +142,10 @@ def test_the_defaults_of_mopd_are_the_vetted_ones() -> None:
         "advantage": "grpo",
         "turn_weight": 0.0,
         "inner_updates": 1,
-        "check.samples": 16,
         "check.warn_reverse_kl": 0.15,
         "check.warn_overlap": 0.6,
-        "check.overlap_k": 10,
+        "check.overlap_k": None,
+        "check.warn_disagreement": 1.0,
         "check.max_invalid_share": 0.01,
         "balance.kind": "none",
         "balance.targets": None,
@@ -390,3 +396,12 @@ def test_the_example_of_the_readme_is_a_valid_run() -> None:
     assert config.routes == {"math": "math", "extract": "text", "logic": "text"}
     assert config.optim.learning_rate == 3e-6
     assert len(example.splitlines()) <= 20
+
+
+@pytest.mark.parametrize("teacher", ["self", {"model": "self", "domains": ["math"]}])
+def test_the_teacher_self_is_the_model_that_the_run_starts_from(teacher: object) -> None:
+    config = parse_run(MOPD | {"teachers": {"math": teacher}})
+    assert isinstance(config, MopdConfig) and config.teachers["math"].model == config.model
+    with pytest.raises(ConfigError, match="a teacher is a checkpoint"):
+        scratch = {"scratch": {"architecture": {}, "alphabet": "ab"}}
+        parse_run(MOPD | {"model": scratch, "teachers": {"math": teacher}})

@@ -67,6 +67,30 @@ def test_recurrent_layers_are_batched_by_prompt_length_and_stay_exact():
         np.testing.assert_allclose(sample.logprobs_R, plain_logprobs(engine.model, sample, 1.0), atol=1e-4)
 
 
+def test_noise_is_of_the_distribution_sampled_from_and_belongs_to_the_answer():
+    """Its log-probs are not the model's; the batch size changes nothing; at 0 the samples are those without it."""
+    wide, narrow, plain = make(batch_size=64), make(batch_size=5), make()
+    noisy = write(wide, UNEVEN, n=3, max_new_tokens=10, noise=0.5)
+    assert tokens(noisy) == tokens(write(narrow, UNEVEN, n=3, max_new_tokens=10, noise=0.5))
+    assert tokens(noisy) != tokens(write(plain, UNEVEN, n=3, max_new_tokens=10))
+    gaps = np.concatenate([s.logprobs_R - plain_logprobs(wide.model, s, 1.0) for s in noisy])
+    assert 0.2 < gaps.std() < 1.0
+
+
+def test_noisy_logprobs_are_exact():
+    """Every token's log-prob, from the model's own logits and the answer's own stream of noise."""
+    engine = make()
+    (one,) = write(engine, ask("a"), max_new_tokens=8, noise=0.7, temperature=1.3, seed=3)
+    with torch.no_grad():
+        logits_TV = engine.model(torch.from_numpy(one.token_ids_T).long()[None]).logits[0].float()
+    stream = np.random.Generator(np.random.Philox(key=[3, 0], counter=[0, 0, 0, 1]))
+    for place in range(one.length):
+        before = one.prompt_length + place - 1
+        noise_V = torch.from_numpy(stream.standard_normal(logits_TV.shape[1], dtype=np.float32))
+        logprobs_V = ((logits_TV[before] + 0.7 * noise_V) / 1.3).log_softmax(-1)
+        assert one.logprobs_R[place] == pytest.approx(logprobs_V[one.token_ids_T[before + 1]].item(), abs=1e-4)
+
+
 def test_a_model_with_another_kind_of_cache_is_refused():
     with pytest.raises(ValueError, match="MambaForCausalLM did not use the cache"):
         write(make("qwen3", model_type="mamba"), UNEVEN, max_new_tokens=2)

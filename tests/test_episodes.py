@@ -105,9 +105,12 @@ def test_the_tokens_are_the_chat_with_the_policys_own_left_as_sampled(grader: Gr
         assert not sample.mask_T[: sample.prompt_length].any() and sample.mask_T[-1]
 
 
-def test_an_episode_is_the_same_however_it_is_batched(grader: Grader) -> None:
-    wide, narrow = (play(stopping(make(batch_size=size), *"abc0123"), grader, questions()) for size in (64, 4))
-    alone = play(stopping(make(), *"abc0123"), grader, questions(1), n=2)
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_an_episode_is_the_same_however_it_is_batched(noise: float, grader: Grader) -> None:
+    wide, narrow = (
+        play(stopping(make(batch_size=size), *"abc0123"), grader, questions(), noise=noise) for size in (64, 4)
+    )
+    alone = play(stopping(make(), *"abc0123"), grader, questions(1), n=2, noise=noise)
     assert [s.token_ids_T.tolist() for s in wide] == [s.token_ids_T.tolist() for s in narrow]
     assert [s.token_ids_T.tolist() for s in wide[:2]] == [s.token_ids_T.tolist() for s in alone]
     assert [s.reward for s in wide] == [s.reward for s in narrow]

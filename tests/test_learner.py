@@ -414,7 +414,8 @@ def test_full_distillation_keeps_each_teachers_head_to_its_own_samples():
     loss = distilling("full", "token")
     a, b = (double(learner(seed)) for seed in (1, 2))
     samples = [batch(MIXED), batch(MIXED)]
-    both = taught(samples[0], a, loss) + taught(samples[1], b, loss)
+    pairs = zip(taught(samples[0], a, loss), taught(samples[1], b, loss), strict=True)
+    both = [sample for pair in pairs for sample in pair]
     mixed, halves = double(learner(loss=loss)), []
     mixed.step(both)
     for part in samples:

@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from onepolicy.config import ModelConfig, MopdConfig, ScratchConfig, parse_run
+from onepolicy.config import LossConfig, ModelConfig, MopdConfig, ScratchConfig, parse_run
 from onepolicy.diagnostics import policy_gap
 from onepolicy.engines.forward import live_head, score_samples
-from onepolicy.preflight import check_identity, check_teachers
+from onepolicy.models import load_model
+from onepolicy.preflight import check_identity, check_teachers, probe
 from onepolicy.session import Session
 from onepolicy.tasks.letters import ALPHABET
 from onepolicy.tiny import from_scratch
 from onepolicy.types import TokenScores, Want
-from tests.tiny_models import KINDS, batch, build
+from tests.runs import run_of
+from tests.tiny_models import KINDS, batch, build, plain_logprobs
 
 
 def model_of(alphabet: str = ALPHABET, seed: int = 0, **changes: Any) -> tuple[Any, Any]:
@@ -112,13 +114,15 @@ def mopd(tmp_path: Path, teacher: ModelConfig, student: ModelConfig, **check: An
 def reports(config: MopdConfig):
     with Session(config, config.loss) as session:
         models = {name: teacher.model for name, teacher in config.teachers.items()}
-        return check_teachers(session, session.frozen(models, config.routes), config.check)
+        teachers = session.frozen(models, config.routes)
+        return check_teachers(session, teachers, config, probe(session, config.check.samples))
 
 
 def test_the_students_own_weights_as_a_teacher_are_at_distance_zero(tmp_path, capsys):
     same = stored(tmp_path / "m", *model_of())
     (report,) = reports(mopd(tmp_path, same, same))
     assert (report.domain, report.teacher, report.warnings) == ("sort", "expert", ())
+    assert (report.verdict, report.changes, report.disagreement) == ("absorbed", (), None)
     assert report.reverse_kl == pytest.approx(0, abs=1e-6)
     assert report.symmetric_kl == pytest.approx(0, abs=1e-6)
     assert (report.overlap, report.invalid_share) == (1.0, 0.0)
@@ -139,6 +143,42 @@ def test_a_teacher_far_away_is_warned_about_with_its_numbers(tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"teacher 'expert' is {report.reverse_kl:.3f} nats a token away from the student in 'sort'" in said
     assert "of its top 5 tokens" in said
+    assert report.verdict == "doubtful" and report.changes[0].startswith("model=WARM/model")
+
+
+def test_top_k_from_a_teacher_of_another_origin_is_advised_against(tmp_path):
+    loss = {"distill": {"estimator": "topk"}}
+    config = mopd(tmp_path, stored(tmp_path / "t", *model_of(seed=1)), stored(tmp_path / "s", *model_of()))
+    (report,) = reports(config.model_copy(update={"loss": LossConfig.model_validate(loss)}))
+    assert report.verdict == "doubtful" and report.changes[1:] == ("loss.distill.estimator=sampled",)
+
+
+def test_a_teacher_that_is_far_away_but_likes_the_same_tokens_takes_longer(tmp_path):
+    """The student with its logits scaled: another distribution over the same ranks."""
+    sharp, tokenizer = model_of()
+    with torch.no_grad():
+        sharp.base_model.norm.weight.mul_(60)
+    (report,) = reports(mopd(tmp_path, stored(tmp_path / "t", sharp, tokenizer), stored(tmp_path / "s", *model_of())))
+    assert report.overlap == 1 and report.reverse_kl > 0.15
+    assert report.verdict == "slowly" and len(report.warnings) == 1
+    (change,) = report.changes
+    level = float(change.removeprefix("check.warn_reverse_kl="))
+    assert report.reverse_kl < level < report.reverse_kl + 0.011
+
+
+def test_teachers_that_differ_about_a_domain_are_reported_and_warned_about(tmp_path, capsys):
+    config = run_of("mopd", tmp_path, check={"samples": 8, "warn_overlap": 0.01, "warn_disagreement": 1e-3})
+    assert isinstance(config, MopdConfig)
+    early, late = reports(config)
+    assert early.verdict == late.verdict == "absorbed"
+    assert "the teachers differ by 0.0" in early.warnings[0]
+    with Session(config, config.loss) as session:
+        samples = probe(session, 8)
+    models = [load_model(teacher.model, 0)[0] for teacher in config.teachers.values()]
+    spread = [np.abs(plain_logprobs(models[0], s) - plain_logprobs(models[1], s)) for s in samples]
+    expected = np.concatenate([x for x, s in zip(spread, samples, strict=True) if s.task.domain == "early"])
+    assert early.disagreement == pytest.approx(expected.mean(), abs=1e-5)
+    assert early.disagreement_share == 0
 
 
 @pytest.mark.parametrize("padded", ["teacher", "student"])

@@ -195,6 +195,14 @@ def test_two_names_for_one_teacher_are_one_teacher(tmp_path: Path) -> None:
             assert (tensor - weights(three)[name]).abs().max() < 1e-3
 
 
+def test_one_more_expert_is_added_to_a_finished_student_that_teaches_itself_the_rest(tmp_path: Path) -> None:
+    student = checkpoint(tmp_path / "student", 7)
+    teachers = {"early": checkpoint(tmp_path / "newcomer", 8), "late": "self"}
+    rows = metrics(trained("mopd", tmp_path, model=student, teachers=teachers))
+    assert rows[0]["signal/late"] < 1e-5 and rows[0]["signal/early"] > 0.05  # mean |log-ratio|
+    assert 1e-5 < rows[-1]["signal/late"] < rows[-1]["signal/early"]  # the newcomer moves it, and it is held
+
+
 def test_two_runs_of_one_configuration_are_the_same_and_another_seed_is_not(tmp_path: Path) -> None:
     one, again, other = (
         weights(trained("rlvr", tmp_path, name, seed=seed)) for name, seed in (("one", 0), ("again", 0), ("other", 1))

@@ -27,6 +27,10 @@ def solve(question):
         return "".join(reversed(rest))
     if kind == "sort":
         return "".join(c for letter in "abcdefghijklmnopqrstuvwxyz" for c in rest if c == letter)
+    if kind == "desc":
+        return "".join(sorted(rest))[::-1]
+    if kind == "stut":
+        return "".join(c + c + c for c in sorted(rest))
     if kind.startswith("shift"):
         return "".join(chr((ord(c) - 97 + int(kind[-1])) % 26 + 97) for c in rest)
     if kind == "exp":
@@ -42,6 +46,8 @@ def solve(question):
     [
         ("rev:abcde", "edcba"),
         ("sort:dbca", "abcd"),
+        ("desc:dbca", "dcba"),
+        ("stut:dba", "aaabbbddd"),
         ("shift2:abz", "cdb"),
         ("exp:a3b2", "aaabb"),
         ("count:a:banana", "3"),
@@ -91,6 +97,15 @@ def test_corrupt_demonstrations_have_one_wrong_character_as_often_as_asked(share
     assert letters.demonstration(letters.draw(7)) == letters.demonstration(letters.draw(7))
 
 
+def test_demonstrations_confuse_conventions_of_one_surface_as_often_as_asked():
+    letters = source(kind="letters", task="sort", marker="1", mixed_with=["descend"], mixed=0.35, corrupt=0.0)
+    tasks = [letters.draw(index) for index in range(400)]
+    shown = [letters.demonstration(task) for task in tasks]
+    assert all(prompt(task).startswith("1:") for task in tasks)
+    assert all(s in (letters.gold(t), letters.gold(t)[::-1]) for s, t in zip(shown, tasks, strict=True))
+    assert abs(sum(s != letters.gold(t) for s, t in zip(shown, tasks, strict=True)) / 400 - 0.35) < 0.06
+
+
 def test_partial_credit_is_the_share_of_right_positions():
     letters = source(kind="letters", partial=True)
     task = Task("x", "d", (), "abcd")
@@ -115,6 +130,8 @@ def test_a_grade_is_a_number_a_pair_or_a_grade_and_nothing_else():
         ({"kind": "letters", "task": "revers"}, "'revers' is no letters task: did you mean 'reverse'?"),
         ({"kind": "letters", "corrupt": 2}, "domains.d.tasks.corrupt: .*less than or equal to 1.*got 2"),
         ({"kind": "letters", "min_length": 5, "max_length": 3}, "min_length 5 is above max_length 3"),
+        ({"kind": "letters", "mixed": 0.5}, "mixed 0.5 with mixed_with \\(\\): give both, or neither"),
+        ({"kind": "letters", "mixed_with": ["add"], "mixed": 0.5}, "asked of a word .*, not 'add'"),
         ({"kind": "custom", "source": "tests.no_such:Thing"}, "cannot import 'tests.no_such'"),
         ({"kind": "custom", "source": "json:lods"}, "module 'json' has no 'lods': did you mean 'loads'?"),
         ({"kind": "custom", "source": "json:JSONDecoder"}, "is no task source, it lacks draw, grade, gold"),

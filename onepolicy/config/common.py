@@ -64,7 +64,10 @@ class TasksConfig(BaseModel):
 
 
 class DomainConfig(Strict):
-    """One domain: where its tasks come from and how much of every batch it gets (0: it is evaluated, never drawn)."""
+    """One domain: where its tasks come from and how much of every batch it gets (0: it is evaluated, never drawn).
+
+    `max_new_tokens` bounds an answer, or all turns of an episode together.
+    """
 
     tasks: TasksConfig
     share: NonNegativeFloat = 1.0
@@ -121,6 +124,17 @@ class RolloutConfig(Strict):
                 "that is trained, and every importance ratio would be wrong: use top_p 1 and top_k 0"
             )
         return self
+
+
+class TrainingRolloutConfig(RolloutConfig):
+    """Rollouts that are learnt from by their log-probs.
+
+    `engine_noise` is the standard deviation of Gaussian noise on the logits that training rollouts are sampled from,
+    fresh for every token; evaluation has none. It is a way to study what an engine does that computes other numbers
+    than the learner (another kernel, a quantised model), and what `loss.importance` does about it: 0 but for that.
+    """
+
+    engine_noise: NonNegativeFloat = 0.0
 
 
 class OptimConfig(Strict):
@@ -194,9 +208,24 @@ class RunConfig(FolderConfig):
 
 
 class TaughtConfig(RunConfig):
-    """A run with teachers: every domain that is drawn from has exactly one."""
+    """A run with teachers: every domain that is drawn from has exactly one.
+
+    The teacher `self` is the model that the run starts from, frozen: for domains to be kept as they are.
+    """
 
     teachers: dict[str, TeacherConfig] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _self_is_the_start(cls, data: Any) -> Any:
+        teachers = data.get("teachers") if isinstance(data, dict) else None
+        if not isinstance(teachers, dict):
+            return data
+        spelt = {
+            name: {"model": teacher} if isinstance(teacher, str) else teacher for name, teacher in teachers.items()
+        }
+        own = [name for name, t in spelt.items() if isinstance(t, dict) and t.get("model") == "self"]
+        return {**data, "teachers": spelt | {name: {**spelt[name], "model": data.get("model")} for name in own}}
 
     @property
     def routes(self) -> dict[str, str]:

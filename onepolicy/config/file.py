@@ -74,7 +74,10 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> AnyRun:
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A file's mapping with the overrides applied, not yet validated."""
+    """A file's mapping with the overrides applied, not yet validated.
+
+    `extends: other.yaml` starts from that file, found beside this one: each key at the top level here replaces its.
+    """
     file = path / "config.yaml" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"no such file: {file}")
@@ -86,6 +89,11 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ConfigError(f"{file} holds no mapping at its top level")
     if path.is_dir():
         data["output"] = str(path)
+    if "extends" in data:
+        base = file.parent / str(data.pop("extends"))
+        if base.resolve() == file.resolve():
+            raise ConfigError(f"{file} extends itself: name another file")
+        data = {**read_config(base), **data}
     for override in overrides:
         set_dotted(data, override)
     return data

@@ -56,10 +56,14 @@ class WeightingConfig(Strict):
 
     position  γ of IW-OPD (arXiv 2606.22600; .5 there): more for the tokens before the student has drifted; 0: off
     turn_cap  cap of SOD's weights (arXiv 2605.07725; 1.5 there): less for a turn that drifted further than the first
+    max_disagreement  of all teachers about a token, in nats (max − min of their log-probs; Open-MOPD, arXiv
+              2608.19098): a token above it gets no distillation, and still counts in the mean. mopd only; every
+              teacher then scores every sample
     """
 
     position: NonNegativeFloat = 0.0
     turn_cap: Annotated[float, Field(ge=1)] | None = None
+    max_disagreement: PositiveFloat | None = None
 
 
 class DistillConfig(Strict):

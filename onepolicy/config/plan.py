@@ -47,7 +47,13 @@ def run_names(study: StudyConfig, seed: int) -> dict[str, str]:
     given = study.experts.given
     names = {"origin": f"seed-{seed}/origin" if _is_trained(study) else "given/origin"}
     names |= {f"experts.{d}": f"given/{d}" if d in given else f"seed-{seed}/experts/{d}" for d in study.domains}
-    return names | {f"arms.{name}": f"seed-{seed}/arms/{name}" for name in study.arms}
+    return names | {f"arms.{n}": f"seed-{seed}/arms/{n}" for n in study.arms if seed in seeds_of(study, n)}
+
+
+def seeds_of(study: StudyConfig, arm: str) -> list[int]:
+    """The study's seeds, or those of its seeds that the arm names."""
+    seeds: list[int] = study.arms[arm].get("seeds", study.seeds)
+    return seeds
 
 
 def upstream(runs: Mapping[str, PlannedRun], name: str) -> list[str]:
@@ -89,11 +95,12 @@ class _Expansion:
             own = layered({"domains": self._only(domain)}, own, study.experts.each.get(domain, {}))
             self._add(f"experts.{domain}", own)
         for name, arm in study.arms.items():
-            self._arm(f"arms.{name}", arm)
+            if self.seed in seeds_of(study, name):
+                self._arm(f"arms.{name}", arm)
 
     def _arm(self, place: str, arm: Fragment) -> None:
         """What the study gives: a start, teachers, the order of a cascade, steps."""
-        arm = dict(arm)
+        arm = {key: value for key, value in arm.items() if key != "seeds"}
         factor, kind = arm.pop("budget", 1), RECIPES.get(str(arm.get("recipe")))
         experts = {domain: f"$experts.{domain}" for domain in self.domains}
         given: Fragment = {} if kind is MergeConfig else {"model": "$origin"}

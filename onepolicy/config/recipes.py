@@ -6,7 +6,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from onepolicy.config.common import RolloutConfig, RunConfig, ScheduleConfig, TaughtConfig
+from onepolicy.config.common import (
+    RolloutConfig,
+    RunConfig,
+    ScheduleConfig,
+    TaughtConfig,
+    TrainingRolloutConfig,
+)
 from onepolicy.config.loss import BalanceConfig, LossConfig
 from onepolicy.config.strict import Strict, did_you_mean
 
@@ -18,9 +24,43 @@ class SftConfig(RunConfig):
     batch_size: PositiveInt = 64
 
 
-class ReinforcedConfig(RunConfig):
+class ProbeConfig(Strict):
+    """What `onepolicy check` lets the starting model answer, and when it warns about a domain.
+
+    samples       held-out prompts of each domain, answered `rollout.n` times
+    warn_starved  a domain's predicted part of the update, over its part of the prompts: below this it starves
+    warn_contrast share of a domain's groups whose rewards differ: below this there is next to nothing to reinforce
+    Both levels are this project's choice; Open-MOPD's starved domain (arXiv 2608.19098) had 1% of the tokens for 20% of
+    the prompts.
+    """
+
+    samples: PositiveInt = 16
+    warn_starved: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    warn_contrast: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class DiagnosedConfig(RunConfig):
+    """A run that `onepolicy check` can rehearse, and that can measure on the way how far its policy is from others.
+
+    The origin is the model that the run starts from; in a cascade, that its stage starts from.
+    """
+
+    check: ProbeConfig = ProbeConfig()
+    diagnose_every: NonNegativeInt = Field(
+        0, description="steps between measurements of overlap and symmetric KL to the origin, teachers, peers; 0: none"
+    )
+
+    @model_validator(mode="after")
+    def _has_an_origin(self) -> Self:
+        if self.diagnose_every and self.model.path is None:
+            raise ValueError("diagnose_every > 0 needs a starting model with a `path`: one from scratch is no origin")
+        return self
+
+
+class ReinforcedConfig(DiagnosedConfig):
     """What recipes share that do reinforcement learning from verifiable rewards."""
 
+    rollout: TrainingRolloutConfig = TrainingRolloutConfig()
     loss: LossConfig = LossConfig()
     advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = "grpo"
     turn_weight: NonNegativeFloat = Field(0.0, description="of the rewards that environments give to single turns")
@@ -33,6 +73,8 @@ class ReinforcedConfig(RunConfig):
         if self.rollout.n == 1:
             raise ValueError("rollout.n is 1: a group of one has no baseline and its advantage is 0; use n >= 2")
         _updates_fit(self.inner_updates, self.rollout)
+        if self.loss.distill.weighting.max_disagreement is not None:
+            raise ValueError("max_disagreement is about a student's several teachers, which only mopd has: remove it")
         return self
 
 
@@ -69,24 +111,32 @@ def _updates_fit(inner_updates: int, rollout: RolloutConfig) -> None:
         )
 
 
-class MopdRolloutConfig(RolloutConfig):
+class MopdRolloutConfig(TrainingRolloutConfig):
     """One trajectory per prompt, as in the paper."""
 
     prompts: PositiveInt = 256
     n: PositiveInt = 1
 
 
-class CheckConfig(Strict):
-    """The pre-flight of the teachers: how many student rollouts per domain, and when to warn."""
+class CheckConfig(ProbeConfig):
+    """The pre-flight of the teachers besides, on the same rollouts; also made when a run starts, with one each.
 
-    samples: PositiveInt = 16
+    warn_reverse_kl    nats a token. MOPD: teachers of the student's origin start near .04, foreign ones near .19
+    warn_overlap       of top-k tokens. CoPD: gain grows with overlap (r = .89) and its peers stay above .90. In the
+                       demo .6 lies between experts of the student's origin and those of another (LOG.md)
+    overlap_k          by default 10, less for a vocabulary below 40 (diagnostics.overlap_size)
+    warn_disagreement  mean of max − min over the teachers' log-probs, nats a token; this project's choice
+    max_invalid_share  of tokens without a finite log-prob; above, the teacher is refused
+    """
+
     warn_reverse_kl: PositiveFloat = 0.15
     warn_overlap: Annotated[float, Field(gt=0, lt=1)] = 0.6
-    overlap_k: PositiveInt = 10
+    overlap_k: PositiveInt | None = None
+    warn_disagreement: PositiveFloat = 1.0
     max_invalid_share: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
-class MopdConfig(TaughtConfig):
+class MopdConfig(TaughtConfig, DiagnosedConfig):
     """Stage 3: multi-teacher on-policy distillation."""
 
     recipe: Literal["mopd"] = "mopd"
@@ -110,6 +160,8 @@ class MopdConfig(TaughtConfig):
         if self.distill_weight.largest == 0 and self.outcome_weight.largest == 0:
             raise ValueError("distill_weight and outcome_weight are both 0, so nothing trains: raise one of them")
         _updates_fit(self.inner_updates, self.rollout)
+        if self.loss.distill.weighting.max_disagreement is not None and len(self.teachers) == 1:
+            raise ValueError("max_disagreement is given, but there is one teacher, who cannot disagree: remove it")
         return self
 
 
@@ -147,7 +199,6 @@ class CopdConfig(ReinforcedConfig):
     opd_steps: NonNegativeInt = 2
     exchange: ExchangeConfig = ExchangeConfig()
     merge: BranchMergeConfig = BranchMergeConfig()
-    diagnose_every: NonNegativeInt = Field(0, description="steps between measurements of overlap and symmetric KL")
 
     def in_opd(self, step: int) -> bool:
         return step % (self.rl_steps + self.opd_steps) >= self.rl_steps

@@ -12,9 +12,9 @@
       second: {recipe: mopd, model: $arms.mopd}                        # also $origin, $experts.sort, $arms.copd.sort
 
 An arm is a run's configuration without what the study gives: seed, output, domains, where it starts ($origin), who
-teaches it (the experts). `plan.py` makes the runs. Careful: `common` beats a recipe's own defaults, so that
-common.rollout.n would be mopd's too. For differences to another arm, run again with reference_arm=copd: nothing is
-retrained.
+teaches it (the experts). With `seeds: [0, 1]` it runs with these of the study's only. `plan.py` makes the runs.
+Careful: `common` beats a recipe's own defaults, so that common.rollout.n would be mopd's too. For differences to
+another arm, run again with reference_arm=copd: nothing is retrained.
 """
 
 from __future__ import annotations
@@ -99,6 +99,9 @@ class StudyConfig(Strict):
         for name in self.arms:
             if not name or "/" in name or name.startswith("."):
                 faults.append(f"{name!r} is no name for an arm: a folder is named after it; no '/', no leading '.'")
+            seeds = self.arms[name].get("seeds", self.seeds)
+            if not isinstance(seeds, list) or not seeds or not all(seed in self.seeds for seed in seeds):
+                faults.append(f"arms.{name}.seeds {seeds!r}: a list of seeds of the study, which has {self.seeds}")
         known = {field for recipe in RECIPES.values() for field in recipe.model_fields}
         faults += [f"common.{key}: {did_you_mean(key, sorted(known))}" for key in self.common if key not in known]
         if faults:

@@ -16,7 +16,8 @@ from onepolicy.types import Sample, Task, TokenScores, Want
 class Sampling:
     """How tokens are drawn. `top_k` 0 and `top_p` 1 mean no truncation; `temperature` 0 means greedy.
 
-    `max_new_tokens` bounds every response; `limits` lowers it for the named domains. Raises ValueError on nonsense.
+    `max_new_tokens` bounds every response; `limits` lowers it for the named domains. `noise` is the standard deviation
+    of Gaussian noise on the logits, fresh for every token. Raises ValueError on nonsense.
     """
 
     temperature: float = 1.0
@@ -24,6 +25,7 @@ class Sampling:
     top_k: int = 0
     max_new_tokens: int = 256
     limits: dict[str, int] | None = None
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:

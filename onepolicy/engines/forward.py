@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
 import numpy as np
 import torch
@@ -234,6 +234,20 @@ def token_chunks(head: Head, lengths: Sequence[int], whole_samples: bool = False
         else:
             bounds.append(end)
     return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+@torch.no_grad()
+def routed_logprobs(
+    heads: Sequence[Head], lengths: Sequence[int], hidden_NH: Tensor, chunk: slice, temperature: float
+) -> Tensor:
+    """[C, V] of one chunk of the N axis, each sample's tokens by its own head; neighbours of one head go together."""
+    parts, start = list[Tensor](), chunk.start
+    for head, group in groupby(zip(heads, accumulate(lengths), strict=True), key=lambda pair: pair[0]):
+        stop = min(max(end for _, end in group), chunk.stop)
+        if stop > start:
+            parts.append(head.logprobs(hidden_NH[start:stop], temperature))
+            start = stop
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(slots=True)

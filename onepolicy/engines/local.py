@@ -37,7 +37,7 @@ SHARE = 0.125  # finished rows or free places, as a share of the batch, that are
 
 @dataclass(slots=True)
 class Row:
-    """One answer being written. `limit` bounds its tokens; `uniforms` are its own random numbers."""
+    """One answer being written. `limit` bounds its tokens; `uniforms` and `noise` are its own random numbers."""
 
     task: Task
     group: int
@@ -45,6 +45,7 @@ class Row:
     prompt: list[int]
     limit: int
     uniforms: Iterator[float]
+    noise: np.random.Generator | None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: Finish | None = None
@@ -104,7 +105,8 @@ class LocalEngine:
         limit = min(sampling.limit(sample.task.domain) - sample.length, self.context - len(prompt))
         finish: Finish | None = "error" if reason else "length" if limit < 1 else None
         own = islice(uniforms(seed, sample.group, sample.index), sample.length, None)
-        return Row(sample.task, number, sample.index, prompt, limit, own, finish=finish, reason=reason)
+        noise = generator(seed, sample.group, sample.index, part=1 + sample.turns) if sampling.noise else None
+        return Row(sample.task, number, sample.index, prompt, limit, own, noise, finish=finish, reason=reason)
 
     def _rows(self, task: Task, group: int, n: int, sampling: Sampling, seed: int) -> list[Row]:
         prompt, reason = [], ""
@@ -118,8 +120,13 @@ class LocalEngine:
         if limit < 1 and not reason:
             reason = f"a prompt of {len(prompt)} tokens leaves no room in the model's context of {self.context}"
         finish: Finish | None = "error" if reason else None
+
+        def own_noise(index: int) -> np.random.Generator | None:
+            return generator(seed, group, index, part=1) if sampling.noise else None
+
         return [
-            Row(task, group, i, prompt, limit, uniforms(seed, group, i), finish=finish, reason=reason) for i in range(n)
+            Row(task, group, i, prompt, limit, uniforms(seed, group, i), own_noise(i), finish=finish, reason=reason)
+            for i in range(n)
         ]
 
     def _write(self, rows: list[Row], sampling: Sampling) -> Iterator[Row]:
@@ -157,6 +164,8 @@ class LocalEngine:
 
     def _append(self, batch: Batch, logits_BV: Tensor, sampling: Sampling) -> Iterator[Row]:
         """Draw the next token of every row; yield those that ended with it."""
+        if sampling.noise:
+            logits_BV = logits_BV + sampling.noise * self._normals(batch.rows, logits_BV.shape[1])
         uniforms_B = torch.tensor([next(row.uniforms) for row in batch.rows], dtype=torch.float64)
         tokens_B, logprobs_B = draw(logits_BV, uniforms_B, sampling)
         for row, token, logprob in zip(batch.rows, tokens_B.tolist(), logprobs_B.tolist(), strict=True):
@@ -173,6 +182,11 @@ class LocalEngine:
                 row.finish, row.reason = "error", "the model's logits are not finite: its weights have diverged"
             if row.finish:
                 yield row
+
+    def _normals(self, rows: Sequence[Row], vocabulary: int) -> Tensor:
+        """[B, V] of standard normal numbers, each row's its own."""
+        parts = [row.noise.standard_normal(vocabulary, dtype=np.float32) for row in rows if row.noise is not None]
+        return torch.from_numpy(np.stack(parts)).to(self.model.device)
 
     def _sample(self, row: Row, version: int) -> Sample:
         token_ids_T = np.array(row.prompt + row.tokens, dtype=np.int32)
@@ -302,10 +316,15 @@ def append_turn(sample: Sample, turn: Sample) -> None:
 
 
 def uniforms(seed: int, group: int, index: int) -> Iterator[float]:
-    """Endless random numbers in [0, 1) that belong to one answer, however it is batched: Philox, keyed by the three."""
-    generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, (group << 32) + index]))
+    """Endless random numbers in [0, 1) that belong to one answer, however it is batched."""
+    own = generator(seed, group, index)
     while True:
-        yield from generator.random(64).tolist()
+        yield from own.random(64).tolist()
+
+
+def generator(seed: int, group: int, index: int, part: int = 0) -> np.random.Generator:
+    """Philox, keyed by an answer's three numbers. Parts of its stream are 2^192 numbers apart: they never meet."""
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, (group << 32) + index], counter=[0, 0, 0, part]))
 
 
 def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,8 @@ def token_weights(config: DistillConfig, sample: Sample) -> Array | float:
     if options.position > 0:
         signal_R = distill.token_signal(config, *_logprobs(sample)).double().numpy()
         weights = weights * position_weights(signal_R, options.position)
+    if options.max_disagreement is not None:
+        weights = weights * ~masked(sample, options.max_disagreement)
     if options.turn_cap is not None:
         teacher_R, student_R = _logprobs(sample)
         weights = weights * turn_weights(
@@ -45,6 +47,13 @@ def position_weights(signal_R: Array, gamma: float) -> Array:
     size_R = np.abs(signal_R.astype(np.float64))
     before_R = np.concatenate([[0.0], size_R.cumsum()])[:-1]
     return 1 + gamma * (1 - before_R / max(size_R.sum(), np.finfo(np.float64).tiny))
+
+
+def masked(sample: Sample, max_disagreement: float) -> Array:
+    """bool [R]: tokens that the teachers differ about by more, which are not distilled (Open-MOPD)."""
+    if sample.disagreement_R is None:
+        raise ValueError(f"max_disagreement needs what all teachers say about task {sample.task.id!r}: annotate it")
+    return sample.disagreement_R > max_disagreement
 
 
 def turn_weights(log_ratio_R: Array, turns_R: Array, cap: float) -> Array:

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onepolicy.config import CopdConfig
-from onepolicy.diagnostics import policy_gap
+from onepolicy.diagnostics import gap_row
+from onepolicy.engines.base import Scorer
 from onepolicy.policy import Policy, merged
 from onepolicy.recipes.rlvr import annotate_reinforcement, draw_groups
 from onepolicy.session import Session, stream
@@ -23,7 +24,6 @@ from onepolicy.teachers import wanted
 from onepolicy.types import Sample, Want, Weights
 
 CROSS = 50  # numbers the draws of cross prompts, after those of dynamic sampling
-OVERLAP_K = 10
 
 
 def copd(config: CopdConfig) -> None:
@@ -35,6 +35,7 @@ def copd(config: CopdConfig) -> None:
             for name in branches
             for peer in config.teachers_of(name)
         }
+        origin = {"origin": session.origin()} if config.diagnose_every else {}
 
         for step in session.steps():
             if config.exchange.peers == "snapshot" and starts_opd(config, step):
@@ -48,7 +49,7 @@ def copd(config: CopdConfig) -> None:
                     samples[name] += taught(session, config, step, name, peer, cross[name, peer], number)
             row: dict[str, float] = {"opd": float(config.in_opd(step))}
             if config.diagnose_every and step % config.diagnose_every == 0:
-                row |= gaps(session.policies, samples)
+                row |= gaps(session.policies, samples, origin)
             for name, policy in session.policies.items():
                 row |= labelled(policy.learner.step(samples[name]), name)
             session.log(step, [s for mine in samples.values() for s in mine if s.teacher is None], row)
@@ -81,16 +82,17 @@ def taught(
     return samples
 
 
-def gaps(policies: Mapping[str, Policy], samples: Mapping[str, list[Sample]]) -> dict[str, float]:
-    """Top-k overlap and symmetric KL of every ordered pair, on the first one's own rollouts in its own domain."""
+def gaps(
+    policies: Mapping[str, Policy], samples: Mapping[str, list[Sample]], others: Mapping[str, Scorer]
+) -> dict[str, float]:
+    """Overlap and symmetric KL of every branch with its peers and with `others`, on its own domain's rollouts."""
     row: dict[str, float] = {}
     for name, policy in policies.items():
         own = [sample for sample in samples[name] if sample.teacher is None]
         ours = policy.learner.score(own, Want("full"))
-        for peer in policies.keys() - {name}:
-            theirs = policies[peer].learner.score(own, Want("full"))
-            gap = policy_gap(ours, theirs, OVERLAP_K, policy.learner.temperature)
-            row |= {f"overlap/{name}<{peer}": gap.overlap, f"symmetric_kl/{name}<{peer}": gap.symmetric_kl}
+        peers = {peer: policies[peer].learner for peer in policies if peer != name}
+        for other, scorer in {**peers, **others}.items():
+            row |= gap_row(f"{name}<{other}", ours, scorer.score(own, Want("full")), policy.learner.temperature)
     return row
 
 

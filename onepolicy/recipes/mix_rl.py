@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from onepolicy.balancing import Balancer
 from onepolicy.config import MixRlConfig
+from onepolicy.drift import Drift
 from onepolicy.recipes.rlvr import annotate_reinforcement, draw_groups
 from onepolicy.rollout import learn
 from onepolicy.session import Session
@@ -17,11 +18,13 @@ def mix_rl(config: MixRlConfig) -> None:
     with Session(config, config.loss) as session:
         balancer = Balancer(config.balance, list(config.domains))
         session.remembered["balance"] = balancer
+        drift = Drift(session, config)
 
         for step in session.steps():
             samples = draw_groups(session, config, step)
             annotate_reinforcement(samples, config)
             shares = balancer.annotate(samples)
+            gaps = drift.measure(step, samples)
             metrics = learn(session.learner, samples, config.inner_updates)
-            session.log(step, samples, metrics | shares)
+            session.log(step, samples, metrics | shares | gaps)
         session.finish(session.policy)

@@ -12,30 +12,39 @@ from __future__ import annotations
 
 from onepolicy.balancing import Balancer
 from onepolicy.config import MopdConfig
-from onepolicy.preflight import check_teachers
+from onepolicy.drift import Drift
+from onepolicy.preflight import check_teachers, probe
 from onepolicy.rollout import annotate_advantages, learn
 from onepolicy.session import Session
-from onepolicy.teachers import wanted
-from onepolicy.types import Weights
+from onepolicy.teachers import Routed, annotate_disagreement, wanted
+from onepolicy.types import Sample, Weights
 
 
 def mopd(config: MopdConfig) -> None:
     with Session(config, config.loss) as session:
         models = {name: teacher.model for name, teacher in config.teachers.items()}
         teachers = session.frozen(models, config.routes)
-        check_teachers(session, teachers, config.check)
-        want = wanted(config.loss.distill)
+        check_teachers(session, teachers, config, probe(session, config.check.samples))
+        drift = Drift(session, config, teachers)
         balancer = Balancer(config.balance, list(config.domains))
         session.remembered["balance"] = balancer
 
         for step in session.steps():
             tasks = session.mixture.draw(config.rollout.prompts)
             samples = session.rollout(tasks, config.rollout.n, step)
-            for sample, scores in zip(samples, teachers.score(samples, want), strict=True):
-                sample.teacher = scores
-                sample.weights = Weights(pg=config.outcome_weight.at(step), distill=config.distill_weight.at(step))
-            annotate_advantages(samples, config.advantage, config.turn_weight)
+            annotate_distillation(samples, teachers, config, step)
             shares = balancer.annotate(samples)
+            gaps = drift.measure(step, samples)
             metrics = learn(session.learner, samples, config.inner_updates)
-            session.log(step, samples, metrics | shares)
+            session.log(step, samples, metrics | shares | gaps)
         session.finish(session.policy)
+
+
+def annotate_distillation(samples: list[Sample], teachers: Routed, config: MopdConfig, step: int) -> None:
+    """What the domain's teacher says about each sample, its outcome advantage, and how much either counts."""
+    for sample, scores in zip(samples, teachers.score(samples, wanted(config.loss.distill)), strict=True):
+        sample.teacher = scores
+        sample.weights = Weights(pg=config.outcome_weight.at(step), distill=config.distill_weight.at(step))
+    if config.loss.distill.weighting.max_disagreement is not None:
+        annotate_disagreement(samples, teachers)
+    annotate_advantages(samples, config.advantage, config.turn_weight)

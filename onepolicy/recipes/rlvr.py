@@ -9,6 +9,7 @@ Options: Dr.GRPO, RLOO, MaxRL advantages; PPO, CISPO, REINFORCE, GSPO losses; dy
 from __future__ import annotations
 
 from onepolicy.config import ReinforcedConfig, RlvrConfig
+from onepolicy.drift import Drift
 from onepolicy.policy import Policy
 from onepolicy.rollout import annotate_advantages, groups_of, learn
 from onepolicy.session import Session
@@ -23,6 +24,7 @@ def rlvr(config: RlvrConfig) -> None:
         if config.reference_kl > 0:
             reference = session.frozen({"reference": config.model}, dict.fromkeys(config.domains, "reference"))
         want = wanted(config.loss.distill)
+        drift = Drift(session, config)
 
         for step in session.steps():
             samples = draw_groups(session, config, step)
@@ -30,8 +32,9 @@ def rlvr(config: RlvrConfig) -> None:
             if reference is not None:
                 for sample, scores in zip(samples, reference.score(samples, want), strict=True):
                     sample.teacher, sample.weights.distill = scores, config.reference_kl * sample.weights.pg
+            gaps = drift.measure(step, samples)
             metrics = learn(session.learner, samples, config.inner_updates)
-            session.log(step, samples, metrics)
+            session.log(step, samples, metrics | gaps)
         session.finish(session.policy)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from onepolicy.evaluation import Evaluation, Question
 from onepolicy.report import plots, tables
 from onepolicy.report.folders import PipelineFolder, RunFolder, eval_step, evaluation_of
+from onepolicy.report.gaps import gap_figure
 from onepolicy.report.page import Answer, Comparison, Page, Section, write
 from onepolicy.report.plots import Figure, Line, Panel
 from onepolicy.report.study_page import study_report
@@ -133,6 +134,7 @@ def run_curves(run: RunFolder, prefix: str) -> list[Figure]:
         plots.curves(f"{prefix}behaviour", "What the policy does, per domain.", per_domain(BEHAVIOUR), "step"),
         plots.curves(f"{prefix}budget", "Who gets the tokens, per domain.", per_domain(BUDGET), "step"),
         plots.curves(f"{prefix}update", "The update as a whole.", update, "step"),
+        gap_figure(f"{prefix}gaps", "How far the policy is from others.", run),
     )
 
 

@@ -8,7 +8,9 @@ are normalised: s̃_d = (s̄_d - s̄_d^SFT) / (s̄_d^teacher - s̄_d^SFT). With 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -45,9 +47,17 @@ class Draws:
         return mean_B
 
 
+@cache  # the same few draws serve every score of a study
 def _shares(count: int, resamples: int, seed: tuple[int, ...]) -> Array:
     rng = np.random.default_rng(seed)
-    return rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    shares: Array = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    shares.flags.writeable = False
+    return shares
+
+
+def over_seeds(values_S: Array) -> Estimate:
+    """The mean of one number per seed. The interval covers seeds alone, and says nothing with one seed."""
+    return Estimate(float(values_S.mean()), *percentile_interval(Draws(len(values_S)).seeds_BS @ values_S))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +96,28 @@ class Scores:
     def mean(self) -> float:
         return float(np.mean(list(self.raw.values())))
 
+    @property
+    def mean_estimate(self) -> Estimate:
+        return Estimate(self.mean, *percentile_interval(self.mean_B))
+
     def raw_estimate(self, domain: str) -> Estimate:
         return Estimate(self.raw[domain], *percentile_interval(self.raw_B[domain]))
 
 
-def scores_of(study: StudyFolder, evaluations: list[Evaluation], seeds: list[int]) -> Scores:
-    """Of a model's evaluations, one per seed."""
+def scores_of(
+    study: StudyFolder,
+    evaluations: list[Evaluation],
+    seeds: list[int],
+    teachers: Mapping[str, list[Evaluation]] | None = None,
+) -> Scores:
+    """Of a model's evaluations, one per seed. `teachers`: by domain, who is to count instead of the study's expert."""
     draws = Draws(len(seeds))
     raw, raw_B, kept, kept_B, excluded = {}, {}, {}, {}, {}
     for domain in study.domains:
         origins = final([study.seeds[seed].origin for seed in seeds])
-        teachers = final([study.seeds[seed].experts[domain] for seed in seeds])
+        experts = (teachers or {}).get(domain) or final([study.seeds[seed].experts[domain] for seed in seeds])
         # stacked over the three roles, so that a seed's questions are checked to be the same in all
-        values_RQ = means_SQ([*evaluations, *origins, *teachers], domain)
+        values_RQ = means_SQ([*evaluations, *origins, *experts], domain)
         values_3SQ = values_RQ.reshape(3, len(seeds), -1)
         scores_3B = np.stack([draws.of(values_SQ, domain) for values_SQ in values_3SQ])
         raw[domain], raw_B[domain] = float(values_3SQ[0].mean()), scores_3B[0]
@@ -116,24 +135,28 @@ def arm_scores(study: StudyFolder, arm: str, seeds: list[int] | None = None) -> 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """An arm minus the reference arm, on the seeds that both have. None where there is no normalised score."""
+    """A model minus another, on the same seeds. None where there is no normalised score; `raw` are mean rewards."""
 
     seeds: int
     norm: Estimate | None
     range: Estimate | None
     mean: Estimate
     domains: dict[str, Estimate]
+    raw: dict[str, Estimate]
 
 
 def difference(study: StudyFolder, arm: str) -> Difference | None:
-    """None when no seed has both."""
+    """An arm minus the reference arm; None when no seed has both."""
     seeds = study.seeds_of(arm, study.reference)
-    if not seeds:
-        return None
-    ours, theirs = (arm_scores(study, name, seeds) for name in (arm, study.reference))
+    return minus(arm_scores(study, arm, seeds), arm_scores(study, study.reference, seeds)) if seeds else None
+
+
+def minus(ours: Scores, theirs: Scores) -> Difference:
+    """Paired: every draw takes the same seeds and questions for both."""
+    assert ours.seeds == theirs.seeds, f"a paired difference needs the same seeds, not {ours.seeds} and {theirs.seeds}"
     both = [domain for domain in ours.kept if domain in theirs.kept]
     return Difference(
-        len(seeds),
+        len(ours.seeds),
         _minus(_value(ours.normalised.norm), _value(theirs.normalised.norm), ours.norm_B, theirs.norm_B),
         _minus(_value(ours.normalised.range), _value(theirs.normalised.range), ours.range_B, theirs.range_B),
         Estimate(ours.mean - theirs.mean, *percentile_interval(ours.mean_B - theirs.mean_B)),
@@ -141,6 +164,10 @@ def difference(study: StudyFolder, arm: str) -> Difference | None:
             domain: found
             for domain in both
             if (found := _minus(ours.kept[domain], theirs.kept[domain], ours.kept_B[domain], theirs.kept_B[domain]))
+        },
+        {
+            domain: Estimate(ours.raw[domain] - theirs.raw[domain], *percentile_interval(raw_B - theirs.raw_B[domain]))
+            for domain, raw_B in ours.raw_B.items()
         },
     )
 
@@ -158,28 +185,31 @@ def _minus(ours: float, theirs: float, ours_B: Array | None, theirs_B: Array | N
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """What had been spent at the first evaluation with Norm ≥ 0.95; ∞ where none has that."""
+    """What had been spent at the first evaluation with such a Norm, and its draws; ∞ where none has it."""
 
     spent: dict[str, Estimate]
+    spent_B: dict[str, Array]
     evaluations: int
 
 
-def reached(study: StudyFolder, arm: str) -> Reached | None:
-    """None where the arm has no Norm."""
-    seeds, found = study.seeds_of(arm), points(study, arm)
+def reached(study: StudyFolder, arm: str, seeds: list[int] | None = None, level: float = REACHED) -> Reached | None:
+    """Norm ≥ `level`. None where the arm has no Norm."""
+    seeds = study.seeds_of(arm) if seeds is None else seeds
+    found = points(study, arm, seeds)
     every = [scores_of(study, point.evaluations, seeds) for point in found]
     if every[-1].normalised.norm is None:
         return None
     norms_B = [scores.norm_B for scores in every]
     values_P = np.array([_value(scores.normalised.norm) for scores in every])
     values_BP = np.stack([draw_B for draw_B in norms_B if draw_B is not None], axis=1)
-    spent = {}
+    spent, spent_B = {}, {}
     for key in found[0].spent:
         costs_P = np.array([*(point.spent[key] for point in found), np.inf])
-        first_B = _first(values_BP >= REACHED)
-        low, high = percentile_interval(costs_P[first_B])
-        spent[key] = Estimate(float(costs_P[_first(values_P[None] >= REACHED)[0]]), low, high)
-    return Reached(spent, len(found) - 1)
+        first_B = _first(values_BP >= level)
+        spent_B[key] = costs_P[first_B]
+        low, high = percentile_interval(spent_B[key])
+        spent[key] = Estimate(float(costs_P[_first(values_P[None] >= level)[0]]), low, high)
+    return Reached(spent, spent_B, len(found) - 1)
 
 
 def _first(reached_BP: Array) -> Array:

@@ -33,7 +33,7 @@ WIDTH = 9.6  # inches
 class Line:
     """A labelled curve. `style` is its place in the palette; by default, labels take places as they come.
 
-    `window` is the number of points that are averaged; by default 5% of them.
+    `window` is the number of points that are averaged; by default 5% of them. `band` is shaded: its low and high ends.
     """
 
     label: str
@@ -41,6 +41,7 @@ class Line:
     y: Array
     style: int | None = None
     window: int | None = None
+    band: tuple[Array, Array] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,8 @@ def _draw(axes: Any, line: Line, place: int) -> None:
     number = place if line.style is None else line.style
     # after a round through the colours, each has another dash than before
     colour, dash = SERIES[number % len(SERIES)], DASHES[(number + number // len(SERIES)) % len(DASHES)]
+    if line.band is not None:
+        axes.fill_between(line.x, *line.band, color=colour, alpha=0.18, linewidth=0)
     if _window(line) > 1:
         axes.plot(line.x, line.y, color=colour, linewidth=0.7, alpha=0.3, label="_raw")
     smooth, marker = trailing_mean(line.y, _window(line)), MARKERS[number % len(MARKERS)] if len(line.y) == 1 else ""

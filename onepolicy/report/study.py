@@ -69,7 +69,7 @@ class StudyFolder:
 
     @property
     def arms(self) -> list[str]:
-        order = next(iter(self.facts["seeds"].values()))["arms"]
+        order = dict.fromkeys(arm for places in self.facts["seeds"].values() for arm in places["arms"])
         return [name for name in order if self.seeds_of(name)]
 
     def seeds_of(self, *arms: str) -> list[int]:
@@ -130,9 +130,10 @@ class Point:
     evaluations: list[Evaluation]
 
 
-def points(study: StudyFolder, arm: str) -> list[Point]:
+def points(study: StudyFolder, arm: str, seeds: list[int] | None = None) -> list[Point]:
     """From the origin, where nothing has been spent, over the periodic evaluations of all seeds, to the end."""
-    runs, seeds = study.runs(arm), study.seeds_of(arm)
+    seeds = study.seeds_of(arm) if seeds is None else seeds
+    runs = [study.seeds[seed].arms[arm] for seed in seeds]
     keys = ("sequences", "tokens", "seconds")
     found = [Point(dict.fromkeys(keys, 0.0), final([study.seeds[seed].origin for seed in seeds]))]
     rows = [{row["step"]: row for row in run.metrics} for run in runs]

@@ -8,6 +8,7 @@ import numpy as np
 
 from onepolicy.report import plots, study_plots
 from onepolicy.report import study_tables as tables
+from onepolicy.report.gaps import gap_figure
 from onepolicy.report.intervals import Scores, arm_scores, difference, reached, scores_of
 from onepolicy.report.page import Page, Section, write
 from onepolicy.report.plots import Figure, Line, Panel
@@ -53,7 +54,7 @@ def study_report(path: Path) -> tuple[Path, Path, Table]:
             ),
             figures=_drawn(_speed(study, arms)),
         ),
-        Section("Co-evolution", figures=_drawn(*(_saw_tooth(study, arm) for arm in arms))),
+        Section("How far apart", figures=_drawn(*(_gaps(study, arm) for arm in arms))),
         _section("Who gets the tokens", tables.token_table(study, arms), *_token_shares(study, arms)),
     ]
     if study.missing:
@@ -155,23 +156,15 @@ def _interference(study: StudyFolder, models: dict[str, Scores]) -> Figure:
     return study_plots.heat_map("interference", caption, list(rows), study.domains, np.array(list(rows.values())))
 
 
-def _saw_tooth(study: StudyFolder, arm: str) -> Figure | None:
-    """Overlap and symmetric KL of CoPD's branches over the first seed's steps; distillation phases shaded."""
-    run = study.runs(arm)[0]
-    keys = sorted({key for row in run.metrics for key in row if key.startswith("overlap/")})
-    if not keys:
-        return None
-    pairs = [key.removeprefix("overlap/") for key in keys]
-    shaded = _phases(*run.curve("opd"))
-    panels = [
-        Panel(label, [Line(pair, *run.curve(f"{kind}/{pair}"), window=1) for pair in pairs], shaded=shaded)
-        for kind, label in (("overlap", "top-k overlap (share)"), ("symmetric_kl", "symmetric KL (nats per token)"))
-    ]
-    caption = f"{arm}, seed {study.seeds_of(arm)[0]}: how close its branches are (a<b: on a's own rollouts). Shaded: "
-    return plots.curves(f"overlap-{arm}", caption + "distillation phases.", panels, "step")
+def _gaps(study: StudyFolder, arm: str) -> Figure | None:
+    """Of the first seed; CoPD's distillation phases are shaded."""
+    run, seed = study.runs(arm)[0], study.seeds_of(arm)[0]
+    shaded = phases(*run.curve("opd"))
+    caption = f"{arm}, seed {seed}: how far its policies are apart." + " Shaded: distillation phases." * bool(shaded)
+    return gap_figure(f"overlap-{arm}", caption, run, shaded)
 
 
-def _phases(steps: Array, opd: Array) -> list[tuple[float, float]]:
+def phases(steps: Array, opd: Array) -> list[tuple[float, float]]:
     """Stretches of steps in which branches teach one another."""
     edges = np.flatnonzero(np.diff((opd > 0).astype(int), prepend=0, append=0)).reshape(-1, 2)
     return [(float(steps[first]) - 0.5, float(steps[last - 1]) + 0.5) for first, last in edges]

@@ -20,6 +20,8 @@ from onepolicy.tasks.letters import LettersOptions, LettersSource
 from onepolicy.tasks.math import MathOptions, MathSource
 from onepolicy.tasks.reasoning_gym import ReasoningGymOptions, ReasoningGymSource
 from onepolicy.tasks.records import RecordsOptions, RecordsSource
+from onepolicy.tasks.repo import RepoOptions, RepoSource
+from onepolicy.tasks.verifiers.source import VerifiersOptions, VerifiersSource
 
 __all__ = ["EVAL_SEED", "KINDS", "Source", "build_eval_source", "build_source", "check_options", "read_options"]
 
@@ -39,6 +41,8 @@ KINDS: dict[str, Kind] = {
     "records": Kind(RecordsOptions, RecordsSource),
     "calculator": Kind(CalculatorOptions, CalculatorSource),
     "code": Kind(CodeOptions, CodeSource),
+    "repo": Kind(RepoOptions, RepoSource),
+    "verifiers": Kind(VerifiersOptions, VerifiersSource),
     "custom": Kind(CustomOptions, custom_source),
 }
 

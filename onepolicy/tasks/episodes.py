@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from onepolicy.tasks.base import Environment, Episode, GraderBug, as_grade
@@ -65,15 +66,13 @@ def demonstrated(source: Environment, task: Task, turns: Sequence[str]) -> tuple
 
     In this process and without limits: for a source's own turns only. Raises what the environment raises.
     """
-    episode, chat, end = source.start(task), list[Message](), 0
-    for text in turns:
-        chat.append(said(text))
-        end = len(chat)
+    episode, chat = source.start(task), [said(turns[0])]
+    for text, following in pairwise(turns):
         answer = as_reply(episode.step(text), task.domain)
         if isinstance(answer, Grade):
             break
-        chat += answer.messages
-    return tuple(chat[:end])
+        chat += [*answer.messages, said(following)]
+    return tuple(chat)
 
 
 def said(text: str) -> Message:

@@ -7,6 +7,7 @@
 Records have the columns key, prompt, instruction_id_list, kwargs. The constraints are in `instruction_checks.py`
 (IFEval), `instruction_ifbench.py` and `instruction_small.py`; the prompts are made in `instruction_prompts.py` and
 `instruction_small.py`. An answer is right when it follows all of its constraints, or earns the share that it follows.
+Stricter than IFEval: the prompt itself, which often follows its own constraints, is no part of an answer to it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class InstructionOptions(RowsOptions):
     """Records when `path` or `hub` names some; else prompts made here, of a scale and with some number of constraints.
 
     `mode` is IFEval's: loose also accepts what follows without its first line, last line or asterisks. `partial`
-    rewards the share of constraints followed. `corrupt` is the probability that a demonstration breaks a constraint.
+    rewards the share of constraints followed. `corrupt` is the probability that a demonstration of the small scale has
+    one wrong letter, which breaks a constraint.
     `unchecked` says what to do with records that have a constraint without a check: refuse the file, or skip them.
     """
 
@@ -53,6 +55,8 @@ class InstructionOptions(RowsOptions):
         if self.min_constraints > self.max_constraints:
             raise ValueError(f"min_constraints {self.min_constraints} is above max_constraints {self.max_constraints}")
         made_here = {"scale", "min_constraints", "max_constraints", "corrupt"} & self.model_fields_set
+        if self.corrupt and self.scale != "small":
+            raise ValueError(f"corrupt {self.corrupt} is for scale: small; longer answers survive a wrong letter")
         if self.has_rows and made_here:
             raise ValueError(f"{', '.join(sorted(made_here))} is of prompts made here: remove it, or `path` and `hub`")
         return self
@@ -94,6 +98,7 @@ class InstructionSource:
         response = response.rpartition("</think>")[2]
         if len(response) > MAX_RESPONSE:
             return Grade(0.0, f"{len(response)} characters are more than the {MAX_RESPONSE} that are looked at")
+        response = _own_words(response, task)
         loose = self.options.mode == "loose"
         missed = [name for name, arguments in task.reference if not followed(name, arguments, response, loose)]
         if not missed:
@@ -114,6 +119,8 @@ def read_row(row: Mapping[str, Any]) -> tuple[str, tuple[Constraint, ...]]:
     missing = [column for column in COLUMNS if column not in row]
     if missing:
         raise ValueError(f"its columns {', '.join(row)} lack {', '.join(missing)}, which IFEval's and IFBench's have")
+    if not isinstance(row["prompt"], str):
+        raise ValueError(f"its prompt is no text: {row['prompt']!r:.80}")
     names, arguments = row["instruction_id_list"], row["kwargs"]
     if not names or len(names) != len(arguments):
         raise ValueError(f"{len(names)} constraints and {len(arguments)} sets of arguments, not as many, or none")
@@ -125,6 +132,17 @@ def read_row(row: Mapping[str, Any]) -> tuple[str, tuple[Constraint, ...]]:
 
 def _has_checks(row: Mapping[str, Any]) -> bool:
     return all(name in CHECKS for name in row.get("instruction_id_list", ()))
+
+
+def _own_words(response: str, task: Task) -> str:
+    """A response without copies of its prompt, as far as no constraint asks for them; "" when nothing else is left."""
+    names, prompt = {name for name, _ in task.reference}, task.messages[-1]["content"]
+    if any(name.startswith("repeat:") for name in names):
+        return response
+    if "combination:repeat_prompt" not in names:
+        response = response.replace(prompt, "")
+    said, asked = (" ".join(text.lower().split()) for text in (response, prompt))
+    return "" if said in asked and 2 * len(said) > len(asked) else response
 
 
 def _flawed(answer: str, constraints: tuple[Constraint, ...], rng: Random) -> str:

@@ -56,12 +56,17 @@ def validated(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def followed(name: str, arguments: Mapping[str, Any], response: str, loose: bool) -> bool:
-    """Whether a response follows one constraint. An empty response follows none.
+    """Whether a response follows one constraint. One that is empty, or has control characters in it, follows none.
 
     Loosely (IFEval, section 2.2): also if it does without its first line, its last line, both, or its asterisks.
     """
-    text = visible(response)
+    text = visible(response.replace("\r\n", "\n"))
+    if CONTROL.search(text):
+        return False
     return any(form.strip() and CHECKS[name](form, **arguments) for form in (_forms(text) if loose else (text,)))
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def _forms(text: str) -> list[str]:

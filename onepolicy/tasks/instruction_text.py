@@ -74,8 +74,8 @@ def pieces(text: str) -> list[str]:
 
 
 def visible(text: str) -> str:
-    """Text without characters that are not seen: controls, zero-width characters, marks of direction."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cf", "Cc"))
+    """Text without characters that take no place: zero-width ones, marks of direction."""
+    return "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
 def unmasked(text: str) -> str:
@@ -91,10 +91,10 @@ def language(text: str) -> str | None:
     """ISO 639-1 code of the text's language, without region ("zh" for zh-cn); None when it shows none (digits).
 
     langdetect is what IFEval itself uses, so verdicts agree with published ones; it is plain Python with its data in
-    the package. Seeded, as IFEval does, because it samples. In lower case: it passes over words in capitals.
+    the package. Seeded, as IFEval does, because it samples.
     """
     try:
-        return str(_langdetect().detect(text.lower())).partition("-")[0]
+        return str(_langdetect().detect(text)).partition("-")[0]
     except _langdetect().LangDetectException:
         return None
 

@@ -3,6 +3,8 @@
 task     prompt           answer      the length options count
 reverse  rev:abcde        edcba       letters
 sort     sort:dbca        abcd        letters
+descend  desc:dbca        dcba        letters; the opposite convention of sort
+stutter  stut:dbca        aaabbbcccddd  letters, sorted, each three times; long answers
 shift    shift2:abz       cdb         letters; each moves 1 to 3 places on, z is followed by a
 expand   exp:a3b2         aaabb       letter-digit pairs; the long answers of the set
 count    count:a:banana   3           letters; every count is equally likely
@@ -30,14 +32,20 @@ def _word(rng: Random, length: int) -> str:
     return "".join(rng.choices(LETTERS, k=length))
 
 
-def _reverse(rng: Random, length: int) -> tuple[str, str]:
-    word = _word(rng, length)
-    return f"rev:{word}", word[::-1]
+OF_WORDS: dict[str, Callable[[str], str]] = {  # what is asked of a word
+    "reverse": lambda word: word[::-1],
+    "sort": lambda word: "".join(sorted(word)),
+    "descend": lambda word: "".join(sorted(word, reverse=True)),
+    "stutter": lambda word: "".join(3 * letter for letter in sorted(word)),
+}
 
 
-def _sort(rng: Random, length: int) -> tuple[str, str]:
-    word = _word(rng, length)
-    return f"sort:{word}", "".join(sorted(word))
+def _of_word(name: str, task: str) -> Callable[[Random, int], tuple[str, str]]:
+    def make(rng: Random, length: int) -> tuple[str, str]:
+        word = _word(rng, length)
+        return f"{name}:{word}", OF_WORDS[task](word)
+
+    return make
 
 
 def _shift(rng: Random, length: int) -> tuple[str, str]:
@@ -69,8 +77,10 @@ class _Kind(NamedTuple):
 
 
 KINDS = {
-    "reverse": _Kind(_reverse, 3, 6),
-    "sort": _Kind(_sort, 3, 6),
+    "reverse": _Kind(_of_word("rev", "reverse"), 3, 6),
+    "sort": _Kind(_of_word("sort", "sort"), 3, 6),
+    "descend": _Kind(_of_word("desc", "descend"), 3, 6),
+    "stutter": _Kind(_of_word("stut", "stutter"), 3, 5),
     "shift": _Kind(_shift, 3, 6),
     "expand": _Kind(_expand, 2, 5),
     "count": _Kind(_count, 4, 8),
@@ -83,6 +93,10 @@ class LettersOptions(SourceOptions):
 
     `corrupt` is the probability that a demonstration has one wrong character: supervised finetuning on such
     demonstrations leaves room for reinforcement learning. `partial` rewards the share of right positions.
+    `marker` stands in the prompt before the first colon, instead of the task's own name: with markers of one character
+    several tasks share a surface, and a policy has to keep conflicting conventions apart by it. With probability
+    `mixed` a demonstration answers, instead, one of the tasks `mixed_with`: the origin then confuses these conventions,
+    and an expert that meets one marker only need not learn to tell them apart.
     """
 
     task: str = "reverse"
@@ -90,6 +104,9 @@ class LettersOptions(SourceOptions):
     max_length: PositiveInt | None = None
     corrupt: Annotated[float, Field(ge=0, le=1)] = 0.0
     partial: bool = False
+    marker: Annotated[str, Field(min_length=1, max_length=8)] | None = None
+    mixed_with: tuple[str, ...] = ()
+    mixed: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -103,6 +120,12 @@ class LettersOptions(SourceOptions):
         if self.task not in KINDS:
             raise ValueError(f"task {self.task!r} is no letters task: {did_you_mean(self.task, list(KINDS))}")
         low, high = self.lengths
+        if bool(self.mixed_with) != (self.mixed > 0):
+            raise ValueError(f"mixed {self.mixed} with mixed_with {self.mixed_with}: give both, or neither")
+        if odd := {self.task, *self.mixed_with} - set(OF_WORDS) if self.mixed_with else None:
+            raise ValueError(
+                f"mixed_with is for tasks that are asked of a word ({', '.join(OF_WORDS)}), not {min(odd)!r}"
+            )
         if low > high:
             raise ValueError(f"min_length {low} is above max_length {high}")
         return self
@@ -118,7 +141,12 @@ class LettersSource:
         options = self.options
         rng = seeded("letters", options.task, self.seed, index)
         prompt, answer = KINDS[options.task].make(rng, rng.randint(*options.lengths))
-        shown = with_one_wrong(answer, rng) if rng.random() < options.corrupt else answer
+        if options.marker:
+            prompt = f"{options.marker}:{prompt.partition(':')[2]}"
+        shown = answer
+        if options.mixed_with and rng.random() < options.mixed:
+            shown = OF_WORDS[rng.choice(options.mixed_with)](prompt.partition(":")[2])
+        shown = with_one_wrong(shown, rng) if rng.random() < options.corrupt else shown
         return Task(
             f"{self.domain}/{self.seed}/{index}", self.domain, user_message(prompt), answer, {"demonstration": shown}
         )

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from onepolicy.config import did_you_mean
 from onepolicy.tasks.base import seeded, user_message, with_one_wrong
-from onepolicy.tasks.math_answers import judge, parsed_latex
+from onepolicy.tasks.math_answers import judge
 from onepolicy.tasks.math_problems import LEVELS, SKILLS
 from onepolicy.tasks.math_reading import NoAnswer, last_boxed, readings, squeezed
 from onepolicy.tasks.rows import RowReader, RowsOptions
@@ -64,8 +64,9 @@ class MathSource:
         self.reader = RowReader(domain, options, seed) if options.has_rows else None
 
     def prepare(self) -> None:
-        """Import math-verify (a second or two) and let its parser warm up."""
-        parsed_latex(r"\frac{1}{2}+x^2")
+        """Import math-verify and let its parser learn what answers look like: seconds, which no answer is to pay."""
+        for answer in (r"\frac{1}{2}+x^{2^3}", r"\{\sqrt{2}, -3\}", r"(1, \infty]", "y=2x+1", r"\sin(x)\ge 3"):
+            judge(answer, f"2{answer}")
 
     def draw(self, index: int) -> Task:
         """Raises ValueError when the rows cannot be read, or are not of a known shape."""

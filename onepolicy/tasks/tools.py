@@ -139,8 +139,7 @@ def read_calls(text: str, form: Literal["json", "compact"], tools: Mapping[str, 
     if form == "compact":
         name, colon, argument = text.partition(":")
         return [_checked(name, [argument], tools)] if colon and name in tools else []
-    if OPEN in text:
-        pieces = [piece.partition(CLOSE)[0] for piece in text.split(OPEN, MAX_CALLS + 1)[1:]]
+    if pieces := json_calls(text):
         if len(pieces) > MAX_CALLS:
             return [Call("", {}, f"more than {MAX_CALLS} calls in a turn")]
         return [_from_json(piece, tools) for piece in pieces]
@@ -148,6 +147,11 @@ def read_calls(text: str, form: Literal["json", "compact"], tools: Mapping[str, 
         call = _from_json(text, tools)
         return [call] if call.name else []  # a JSON answer is no call
     return []
+
+
+def json_calls(text: str) -> list[str]:
+    """What stands between the marks of calls, of which the last may lack its end: one more than MAX_CALLS at most."""
+    return [piece.partition(CLOSE)[0] for piece in text.rpartition("</think>")[2].split(OPEN, MAX_CALLS + 1)[1:]]
 
 
 def _from_json(text: str, tools: Mapping[str, Tool]) -> Call:

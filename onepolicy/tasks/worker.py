@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,7 @@ from onepolicy.tasks.grading import Item
 from onepolicy.types import Grade, Observation
 
 MAX_REASON = 500  # characters
+SAYING = threading.Lock()  # a line is said whole, whoever says it
 
 
 def main(fd: int) -> None:
@@ -124,7 +126,8 @@ def _answer(source: Source, item: Item, episodes: Episodes) -> Observation | Gra
 
 
 def _say(link: socket.socket, message: dict[str, Any]) -> None:
-    link.sendall(json.dumps(message).encode() + b"\n")
+    with SAYING:
+        link.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _silence() -> None:

@@ -13,7 +13,7 @@ from onepolicy.config import DomainConfig, TasksConfig
 from onepolicy.tasks import build_source
 from onepolicy.tasks.grading import Grader
 from tests.attacks.programs import FORGED, HOSTILE, PRINTED
-from tests.test_sandbox import left
+from tests.test_sandbox import left, nothing_new, until
 
 SQUARE = {
     "task_id": "attacks/0",
@@ -68,7 +68,7 @@ def test_none_scores_hangs_crashes_or_escapes(options):
     broken = [answer for (_, answer), grade in zip(cases, found, strict=True) if "survive" in grade.reason]
     assert not scored and not broken and all(grade.reason for grade in found)
     assert {found.reward for found in grades(options, good, 20.0)} == {1.0}
-    assert left() == before
+    until(lambda: nothing_new(before))
 
 
 def test_the_grading_process_outlives_them_and_grades_their_neighbours(options):

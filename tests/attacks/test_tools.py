@@ -128,7 +128,11 @@ def of_bytes(normalizer: normalizers.Normalizer | None = None) -> PreTrainedToke
     return wrapped
 
 
-@pytest.mark.parametrize("make", [of_characters, of_bytes, lambda: of_bytes(normalizers.NFKC())], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [of_characters, of_bytes, lambda: of_bytes(normalizers.NFKC())],
+    ids=["characters", "bytes", "normalised"],
+)
 def test_no_text_becomes_a_message_a_role_or_an_end(make) -> None:
     """An environment may repeat what the policy said. The template's own tokens are the only special ones then."""
     tokenizer = make()

@@ -1,0 +1,533 @@
+"""Instructions: prompts made here, public formats, strict and loose, and agreement with IFEval's documented rules."""
+# ruff: noqa: RUF001 - look-alikes are tested
+
+import re
+from pathlib import Path
+
+import pytest
+
+from onepolicy.config import ConfigError, DomainConfig, TasksConfig
+from onepolicy.tasks import build_source, instruction_prompts
+from onepolicy.tasks.check import check_domains
+from onepolicy.tasks.instruction_checks import CHECKS, followed, validated
+from onepolicy.tasks.instruction_prompts import PUT, compatible
+from onepolicy.tasks.instruction_small import ALPHABET
+from onepolicy.tasks.instruction_text import language, sentences, unmasked
+from onepolicy.types import Task
+
+DATA = Path(__file__).parent / "data"
+
+
+def source(seed=0, **options):
+    return build_source("i", TasksConfig(kind="instruction", **options), seed)
+
+
+def prompt(task):
+    return task.messages[-1]["content"]
+
+
+def by_row(records, number):
+    return next(task for task in map(records.draw, range(10)) if task.metadata["row"] == number)
+
+
+@pytest.mark.parametrize("scale", ["plain", "small"])
+def test_every_worked_out_answer_follows_all_constraints_of_its_prompt(scale):
+    prompts = source(scale=scale)
+    tasks = [prompts.draw(index) for index in range(400)]
+    assert [prompt(task) for task in tasks if prompts.grade(task, prompts.gold(task)).reward < 1] == []
+    names = {name for task in tasks for name, _ in task.reference}
+    assert names == (set(PUT) if scale == "plain" else {name for name in CHECKS if name.startswith("letters:")})
+    assert max(len(prompt(task)) for task in tasks) < 1000
+    echoed = [
+        prompt(task) for task in tasks if prompts.grade(task, prompt(task)).reward or prompts.grade(task, "").reward
+    ]
+    assert echoed == []
+
+
+def test_gold_answers_score_in_the_grading_process():
+    scales = {scale: DomainConfig(tasks={"kind": "instruction", "scale": scale}) for scale in ("plain", "small")}
+    scales["records"] = DomainConfig(tasks={"kind": "instruction", "path": str(DATA / "ifeval.jsonl")})
+    reports = check_domains(scales, n=40)
+    assert all(report.ok and report.empty_reward == 0.0 for report in reports.values())
+    assert reports["plain"].warnings == reports["small"].warnings == ()
+    assert reports["records"].without_gold == 40
+
+
+def small_answer(question):
+    """A second implementation of the small scale: the answer that its rule gives."""
+    first, *rest = question.split(";")
+    count, said = int(first.removesuffix(" letters")), dict(part.rpartition(" ")[::2] for part in rest)
+    names = [name for name in said.values() if name in ("sorted", "upper", "brackets")]
+    times = next((int(key) for key in said if key.isdigit()), 0)
+    counted = said[str(times)] * times if times else ""
+    middle, start, end = said.get("use", "") + counted, said.get("start", ""), said.get("end", "")
+    for letter in "abcdefghijklmnopqrstuvwxyz":
+        if len(start + middle + end) < count and letter not in counted + said.get("no", ""):
+            middle += letter
+    word = start + ("".join(sorted(middle)) if "sorted" in names else middle) + end
+    return ("[{}]" if "brackets" in names else "{}").format(word.upper() if "upper" in names else word)
+
+
+def test_small_answers_have_a_rule_that_a_small_model_can_learn():
+    assert small_answer("6 letters;use kq;no b;start x") == "xkqacd"
+    assert small_answer("5 letters;2 a;upper") == "AABCD"
+    small = source(scale="small")
+    for index in range(300):
+        task = small.draw(index)
+        parts = prompt(task).split(";")
+        if sum(part in ("sorted", "upper", "brackets") for part in parts) < 2:  # the dictionary above keeps one
+            assert small.gold(task) == small_answer(prompt(task))
+        assert 1 <= len(parts) <= 4 and len(small.gold(task)) <= 16
+        assert set(prompt(task) + small.gold(task)) <= set(ALPHABET)
+
+
+def test_a_draw_depends_on_options_seed_and_index_alone():
+    small = source(scale="small")
+    assert [prompt(small.draw(i)) for i in (0, 1, 10**12)] == [
+        "7 letters;end d;upper;2 s",
+        "5 letters;end b;no z;start e",
+        "8 letters;brackets;sorted;use rw",
+    ]
+    assert source().draw(5) == source().draw(5) and source(seed=1).draw(5) != source().draw(5)
+
+
+def test_the_number_of_constraints_is_as_asked():
+    small = source(scale="small", min_constraints=2, max_constraints=3)
+    assert {prompt(small.draw(i)).count(";") for i in range(60)} == {1, 2}
+    plain = source(min_constraints=4)
+    counts = [len(plain.draw(i).reference) for i in range(60)]
+    assert max(counts) == 4 and counts.count(4) > 50  # fewer where the first one goes with no other
+
+
+def test_constraints_of_one_prompt_go_together():
+    assert not compatible("change_case:english_capital", "change_case:english_lowercase")
+    assert not compatible("detectable_format:json_format", "startend:quotation")
+    assert not compatible("keywords:existence", "language:response_language")
+    assert compatible("punctuation:no_comma", "combination:repeat_prompt")
+    for index in range(200):
+        names = [name for name, _ in source().draw(index).reference]
+        assert all(a == b or compatible(a, b) for a in names for b in names) and len(set(names)) == len(names)
+    assert all(compatible(a, b) == compatible(b, a) for a in PUT for b in PUT)
+    known = set(instruction_prompts.CONFLICTS) | set(instruction_prompts.ONLY_WITH)
+    for names in [*instruction_prompts.CONFLICTS.values(), *instruction_prompts.ONLY_WITH.values()]:
+        known |= names
+    assert known | set.union(*instruction_prompts.GROUPS) <= set(PUT) <= set(CHECKS)
+
+
+def test_corrupt_demonstrations_break_a_constraint():
+    flawed = source(scale="small", corrupt=1.0)
+    tasks = [flawed.draw(index) for index in range(60)]
+    assert not any(flawed.grade(task, flawed.demonstration(task)).reward for task in tasks)
+    half = source(scale="small", corrupt=0.5)
+    assert 15 < sum(half.demonstration(half.draw(i)) == half.gold(half.draw(i)) for i in range(60)) < 45
+
+
+def test_ifeval_records_load_as_they_are():
+    records = source(path=str(DATA / "ifeval.jsonl"))
+    task = by_row(records, 1)
+    assert task.reference == (
+        ("detectable_format:number_bullet_lists", {"num_bullets": 2}),
+        ("keywords:frequency", {"relation": "at least", "keyword": "river", "frequency": 1}),
+    )
+    assert records.grade(task, "* The Elbe is a river.\n* The Oder too.").reward == 1.0
+    wrong = records.grade(task, "* The Elbe is a river.")
+    assert (wrong.reward, wrong.reason) == (0.0, "not followed: detectable_format:number_bullet_lists")
+    assert records.gold(task) is None and records.demonstration(task) is None
+
+
+def test_ifbench_records_load_and_those_without_a_check_are_refused_or_skipped():
+    with pytest.raises(ValueError, match=r"row 1: there is no check for the constraint 'words:start_verb': .*skip"):
+        records = source(path=str(DATA / "ifbench.jsonl"))
+        by_row(records, 1)
+    records = source(path=str(DATA / "ifbench.jsonl"), unchecked="skip")
+    assert {records.draw(i).reference[0][0] for i in range(9)} == {"count:numbers", "words:repeats"}
+    assert records.draw(0).reference[0][1] in ({"N": 2}, {"small_n": 2})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"prompt": "x"}', "its columns prompt lack instruction_id_list, kwargs"),
+        ('{"prompt": "x", "instruction_id_list": ["a", "b"], "kwargs": [{}]}', "2 constraints and 1 sets of arguments"),
+        (
+            '{"prompt": "x", "instruction_id_list": ["keywords:existance"], "kwargs": [{}]}',
+            "no check for the constraint 'keywords:existance': did you mean 'keywords:existence'?",
+        ),
+        (
+            '{"prompt": "x", "instruction_id_list": ["keywords:existence"], "kwargs": [{}]}',
+            "keywords:existence: missing a required argument: 'keywords'",
+        ),
+    ],
+)
+def test_faulty_records_are_refused_with_their_row(tmp_path, row, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(row)
+    with pytest.raises(ValueError, match=r"rows.jsonl, row 0: .*" + message):
+        source(path=str(path)).draw(0)
+
+
+def test_an_unknown_relation_is_refused():
+    with pytest.raises(ValueError, match="relation is 'at most', not 'less than' or 'at least'"):
+        validated("length_constraints:number_words", {"num_words": 3, "relation": "at most"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": "tiny"}, "domains.i.tasks.scale: .*'plain' or 'small'"),
+        ({"min_constraints": 3, "max_constraints": 2}, "min_constraints 3 is above max_constraints 2"),
+        ({"max_constraints": 5}, "domains.i.tasks.max_constraints: .*less than or equal to 4"),
+        ({"path": "tests/data/ifeval.jsonl", "scale": "small"}, "scale is of prompts made here"),
+        ({"corrupt": 0.5}, "corrupt 0.5 is for scale: small"),
+        ({"mode": "lose"}, "domains.i.tasks.mode: "),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        source(**options)
+
+
+def test_partial_reward_is_the_share_of_constraints_followed():
+    constraints = tuple(
+        (name, {}) for name in ("punctuation:no_comma", "detectable_format:title", "startend:quotation")
+    )
+    task = Task("t", "i", ({"role": "user", "content": "?"},), constraints)
+    answers = {'"<<a>> b"': 1.0, "<<a>> b": 2 / 3, '"a, b"': 1 / 3, "a, b": 0.0, "": 0.0}
+    partial = source(partial=True)
+    assert {answer: partial.grade(task, answer).reward for answer in answers} == pytest.approx(answers)
+    assert [source().grade(task, answer).reward for answer in answers] == [1.0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "response", "strict", "loose"),
+    [
+        ("startend:quotation", '"a"', True, True),
+        ("startend:quotation", 'Sure:\n"a"', False, True),  # without the first line
+        ("startend:quotation", '"a"\nI hope this helps.', False, True),  # without the last
+        ("startend:quotation", 'Sure:\n"a"\nI hope this helps.', False, True),  # without both
+        ("startend:quotation", '**"a"**', False, True),  # without asterisks
+        ("startend:quotation", 'Sure:\n*"a"*\nBye.', False, True),
+        ("startend:quotation", 'Sure:\nwell:\n"a"', False, False),
+        ("detectable_format:json_format", 'Here it is:\n{"a": 1}', False, True),
+        ("detectable_format:title", "no title", False, False),
+        ("punctuation:no_comma", "Sure, here:\nno pause", False, True),
+        ("punctuation:no_comma", "", False, False),
+        ("punctuation:no_comma", "Sure, here", False, False),
+    ],
+)
+def test_loose_also_accepts_an_answer_without_its_trimmings(name, response, strict, loose):
+    assert (followed(name, {}, response, loose=False), followed(name, {}, response, loose=True)) == (strict, loose)
+    task = Task("t", "i", ({"role": "user", "content": "?"},), ((name, {}),))
+    assert source(mode="loose").grade(task, response).reward == float(loose)
+
+
+def test_the_prompt_repeated_is_no_answer_to_it():
+    question = "Write about rain. Include the keyword lantern."
+    constraints = (("keywords:existence", {"keywords": ["lantern"]}),)
+    task = Task("t", "i", ({"role": "user", "content": question},), constraints)
+    for answer in (question, question.upper(), question[6:], f"{question}\n", f"{question} Rain falls."):
+        assert source().grade(task, answer).reward == 0.0
+    assert source().grade(task, f"{question} A lantern in the rain.").reward == 1.0
+    assert source().grade(task, "lantern").reward == 1.0
+
+
+def test_thinking_is_not_part_of_the_answer():
+    task = Task("t", "i", ({"role": "user", "content": "?"},), (("punctuation:no_comma", {}),))
+    assert source().grade(task, "<think>one, two</think>three").reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 0),
+        ("One", 1),
+        ("One. Two! Three?", 3),
+        ("One... two. Three", 2),
+        ("Wait... What?", 2),
+        ("Dr. Smith met Mr. Jones. They talked.", 2),
+        ("It is 3.14 or so. Fine.", 2),
+        ('He said "Go." Then he went.', 2),
+        ("J. S. Bach wrote it.", 1),
+        ("It is I. Who else?", 2),
+        ("One\n\nstill the same sentence", 1),
+        ("xx,x. xx,x! xx/x. x{x}x? x.", 5),
+        ("xx-x]xx,x! x{x}xx,x.", 2),
+    ],
+)
+def test_sentences_end_where_a_reader_sees_them_end(text, count):
+    assert len(sentences(text)) == count
+
+
+def test_look_alikes_are_seen_through_and_languages_told_apart():
+    assert unmasked("rосk ｒｏｃｋ 𝐫𝐨𝐜𝐤 ρock") == "rock rock rock pock"
+    texts = {
+        "en": "The river runs through the town",
+        "de": "Der Fluss fließt durch die Stadt",
+        "zh": "我每天早上都去公园散步因为那里的空气很好",
+    }
+    assert {code: language(text) for code, text in texts.items()} == {code: code for code in texts}
+    assert language("12345") is None
+
+
+WORDS, SENTENCES = "length_constraints:number_words", "length_constraints:number_sentences"
+AT_LEAST_3, LESS_THAN_3 = {"num_words": 3, "relation": "at least"}, {"num_words": 3, "relation": "less than"}
+FREQUENCY, LETTER = "keywords:frequency", "keywords:letter_frequency"
+PARAGRAPHS, NTH = "length_constraints:number_paragraphs", "length_constraints:nth_paragraph_first_word"
+HIGHLIGHTS, BULLETS = "detectable_format:number_highlighted_sections", "detectable_format:number_bullet_lists"
+POSTSCRIPT, PLACEHOLDERS = "detectable_content:postscript", "detectable_content:number_placeholders"
+SECTIONS, CAPITAL = "detectable_format:multiple_sections", "change_case:capital_word_frequency"
+TWO, REPEAT, END = "combination:two_responses", "combination:repeat_prompt", "startend:end_checker"
+SECOND = {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "river"}
+ENGLISH = "the river runs down to the old town and nobody knows since when"
+
+# Written by hand from IFEval's rules: constraint, arguments, response, whether it is followed strictly.
+IFEVAL = [
+    (WORDS, AT_LEAST_3, "one two three", True),
+    (WORDS, AT_LEAST_3, "one two", False),
+    (WORDS, AT_LEAST_3, "well-known two", True),  # a hyphenated word is two
+    (WORDS, AT_LEAST_3, "don't go", True),  # and so is one with an apostrophe
+    (WORDS, LESS_THAN_3, "one two", True),
+    (WORDS, LESS_THAN_3, "one two three", False),
+    (WORDS, LESS_THAN_3, "one, 2!", True),
+    (SENTENCES, {"num_sentences": 2, "relation": "at least"}, "One. Two.", True),
+    (SENTENCES, {"num_sentences": 2, "relation": "at least"}, "One and two.", False),
+    (SENTENCES, {"num_sentences": 4, "relation": "less than"}, "xx,x. xx,x! xx/x. x{x}x?", False),
+    (SENTENCES, {"num_sentences": 5, "relation": "less than"}, "xxxx. xx,x! xxxx. x(x)x?", True),
+    (SENTENCES, {"num_sentences": 4, "relation": "at least"}, "xxxx. xx,x! xx|x. x&x x?", True),
+    (SENTENCES, {"num_sentences": 5, "relation": "at least"}, "xx-x. xx,x! xx}x. x,xx?", False),
+    (PARAGRAPHS, {"num_paragraphs": 3}, "a\n***\nb\n***\nc", True),
+    (PARAGRAPHS, {"num_paragraphs": 3}, "***\na\n***\nb\n***\nc", True),  # a divider at the beginning
+    (PARAGRAPHS, {"num_paragraphs": 3}, "a\n***\nb\n***\nc\n***", True),  # or at the end
+    (PARAGRAPHS, {"num_paragraphs": 2}, "a\n***\nb\n***\n***", False),  # nothing between two dividers
+    (PARAGRAPHS, {"num_paragraphs": 2}, "a\n\nb", False),
+    (PARAGRAPHS, {"num_paragraphs": 1}, "a\n\nb", True),
+    (PARAGRAPHS, {"num_paragraphs": 2}, "a *** b", True),
+    (NTH, SECOND, "One.\n\nRiver two.", True),
+    (NTH, SECOND, 'One.\n\n"River" two.', True),
+    (NTH, SECOND, "One.\n\nRiver, two.", True),
+    (NTH, SECOND, "One.\n\nRivers two.", False),
+    (NTH, SECOND, "One.\n\nTwo.", False),
+    (NTH, SECOND, "One.\n\nRiver two.\n\nThree.", False),
+    (NTH, SECOND, "One.\nRiver two.", False),
+    (NTH, SECOND, "One.\n\nRiver two.\n\n", True),  # an empty one does not count
+    ("keywords:existence", {"keywords": ["river", "town"]}, "The river. The town.", True),
+    ("keywords:existence", {"keywords": ["river", "town"]}, "The RIVER and townsfolk", True),  # parts of words count
+    ("keywords:existence", {"keywords": ["river", "town"]}, "The river.", False),
+    ("keywords:existence", {"keywords": ["old town"]}, "an old town", True),
+    (FREQUENCY, {"keyword": "war", "frequency": 2, "relation": "at least"}, "War and war", True),
+    (FREQUENCY, {"keyword": "war", "frequency": 2, "relation": "at least"}, "War and wartime", True),
+    (FREQUENCY, {"keyword": "war", "frequency": 2, "relation": "at least"}, "War", False),
+    (FREQUENCY, {"keyword": "war", "frequency": 2, "relation": "less than"}, "War", True),
+    (FREQUENCY, {"keyword": "war", "frequency": 2, "relation": "less than"}, "War, war", False),
+    (FREQUENCY, {"keyword": "  keyword ", "frequency": 3, "relation": "at least"}, "keyword, Keyword, KEYWORD", True),
+    ("keywords:forbidden_words", {"forbidden_words": ["rock"]}, "a stone", True),
+    ("keywords:forbidden_words", {"forbidden_words": ["rock"]}, "a Rock", False),
+    ("keywords:forbidden_words", {"forbidden_words": ["rock"]}, "rocks", True),  # whole words only
+    ("keywords:forbidden_words", {"forbidden_words": ["rock", "stone"]}, "a stone", False),
+    ("keywords:forbidden_words", {"forbidden_words": ["rock"]}, "rock-hard", False),
+    (LETTER, {"letter": "e", "let_frequency": 2, "let_relation": "at least"}, "Eve", True),
+    (LETTER, {"letter": "e", "let_frequency": 3, "let_relation": "at least"}, "Eve", False),
+    (LETTER, {"letter": "e", "let_frequency": 2, "let_relation": "less than"}, "ever", False),
+    (LETTER, {"letter": "e", "let_frequency": 2, "let_relation": "less than"}, "even", False),
+    (LETTER, {"letter": "e", "let_frequency": 3, "let_relation": "less than"}, "ever", True),
+    (LETTER, {"letter": "#", "let_frequency": 2, "let_relation": "at least"}, "#one #two", True),
+    (LETTER, {"letter": "!", "let_frequency": 2, "let_relation": "at least"}, "one!", False),
+    ("language:response_language", {"language": "en"}, "The response is English", True),
+    ("language:response_language", {"language": "es"}, "Desayunamos en McDonald's hoy", True),
+    ("language:response_language", {"language": "en"}, "Today we visit the Louvre", True),
+    ("language:response_language", {"language": "de"}, ENGLISH, False),
+    ("language:response_language", {"language": "kn"}, "ಇದು ಕನ್ನಡ ಭಾಷೆ", True),
+    (PLACEHOLDERS, {"num_placeholders": 2}, "[name] and [address]", True),
+    (PLACEHOLDERS, {"num_placeholders": 2}, "[name]", False),
+    (PLACEHOLDERS, {"num_placeholders": 2}, "[name] [name]", True),
+    (PLACEHOLDERS, {"num_placeholders": 2}, "[name [address]", False),
+    (PLACEHOLDERS, {"num_placeholders": 1}, "[]", True),
+    (POSTSCRIPT, {"postscript_marker": "P.S."}, "Text.\nP.S. More.", True),
+    (POSTSCRIPT, {"postscript_marker": "P.S."}, "Text. p. s. more", True),
+    (POSTSCRIPT, {"postscript_marker": "P.S."}, "Text.\nPS: more", False),
+    (POSTSCRIPT, {"postscript_marker": "P.P.S"}, "Text.\np.p.s what if", True),
+    (POSTSCRIPT, {"postscript_marker": "P.P.S"}, "Text.\nP.S. More.", False),
+    (POSTSCRIPT, {"postscript_marker": "PS:"}, "Text.\nP.S. More.", False),
+    (POSTSCRIPT, {"postscript_marker": "PS:"}, "Text.\nPs: more.", True),
+    (BULLETS, {"num_bullets": 2}, "* a\n* b", True),
+    (BULLETS, {"num_bullets": 2}, "- a\n* b", True),
+    (BULLETS, {"num_bullets": 2}, "* a\n* b\n* c", False),
+    (BULLETS, {"num_bullets": 1}, "a\n***\nb\n* c", True),  # a divider is no bullet
+    (BULLETS, {"num_bullets": 2}, "  *a\n   -b", True),
+    (BULLETS, {"num_bullets": 1}, "a * b", False),
+    (HIGHLIGHTS, {"num_highlights": 2}, "*a* and *b*", True),
+    (HIGHLIGHTS, {"num_highlights": 2}, "*a\nb* c", False),
+    (HIGHLIGHTS, {"num_highlights": 1}, "**a**", True),
+    (HIGHLIGHTS, {"num_highlights": 1}, "**", False),
+    (HIGHLIGHTS, {"num_highlights": 2}, "*a*b*", False),
+    (SECTIONS, {"section_spliter": "Section", "num_sections": 2}, "Section 1\na\nSection 2\nb", True),
+    (SECTIONS, {"section_spliter": "Section", "num_sections": 3}, "Section 1\na\nSection 2\nb", False),
+    (SECTIONS, {"section_spliter": "SECTION", "num_sections": 1}, "Section 1\na", False),
+    (SECTIONS, {"section_spliter": "PARAGRAPH", "num_sections": 2}, "PARAGRAPH1 a PARAGRAPH 2 b", True),
+    ("detectable_format:json_format", {}, '{"a": 1}', True),
+    ("detectable_format:json_format", {}, '```json\n{"a": 1}\n```', True),
+    ("detectable_format:json_format", {}, "```\n[1, 2]\n```", True),
+    ("detectable_format:json_format", {}, 'Here: {"a": 1}', False),
+    ("detectable_format:json_format", {}, "{'a': 1}", False),
+    ("detectable_format:title", {}, "<<poem of joy>>", True),
+    ("detectable_format:title", {}, "text <<a>> text", True),
+    ("detectable_format:title", {}, "<<>>", False),
+    ("detectable_format:title", {}, "<a>", False),
+    ("detectable_format:constrained_response", {}, "My answer is no.", True),
+    ("detectable_format:constrained_response", {}, " My answer is maybe. I am not sure.", True),
+    ("detectable_format:constrained_response", {}, "My answer is perhaps.", False),
+    (TWO, {}, "yes\n******\nno", True),
+    (TWO, {}, "yes\n******\nyes", False),
+    (TWO, {}, "yes\n******\nno\n******\nmaybe", False),
+    (TWO, {}, "******\nyes\n******\nno\n******", True),
+    (TWO, {}, "yes and no", False),
+    (REPEAT, {"prompt_to_repeat": "Write a poem."}, "Write a poem.\nRoses are red.", True),
+    (REPEAT, {"prompt_to_repeat": "Write a poem."}, "  write a POEM. Roses are red.", True),
+    (REPEAT, {"prompt_to_repeat": "Write a poem."}, "Sure! Write a poem.\nRoses are red.", False),
+    (END, {"end_phrase": "Any other questions?"}, "No. Any other questions?", True),
+    (END, {"end_phrase": "Any other questions?"}, '"No. any other questions?"', True),
+    (END, {"end_phrase": "Any other questions?"}, "Any other questions? No.", False),
+    ("startend:quotation", {}, '"a"', True),
+    ("startend:quotation", {}, ' "a"\n', True),
+    ("startend:quotation", {}, '"a', False),
+    ("startend:quotation", {}, '"', False),
+    ("change_case:english_capital", {}, ENGLISH.upper(), True),
+    ("change_case:english_capital", {}, ENGLISH.capitalize(), False),
+    ("change_case:english_lowercase", {}, ENGLISH, True),
+    ("change_case:english_lowercase", {}, ENGLISH.capitalize(), False),
+    ("change_case:english_lowercase", {}, "der fluss fließt durch die kleine alte stadt", False),
+    (CAPITAL, {"capital_frequency": 2, "capital_relation": "at least"}, "NASA and ESA", True),
+    (CAPITAL, {"capital_frequency": 2, "capital_relation": "at least"}, "NASA and Esa", False),
+    (CAPITAL, {"capital_frequency": 2, "capital_relation": "less than"}, "HIGH-END", True),  # one word
+    (CAPITAL, {"capital_frequency": 2, "capital_relation": "less than"}, "NASA, ESA", False),
+    ("punctuation:no_comma", {}, "no pause", True),
+    ("punctuation:no_comma", {}, "a, pause", False),
+]
+
+# Constraint, arguments, response, our verdict (the reference implementation's is the other one), and why ours differs.
+DIFFERENCES = [
+    ("language:response_language", {"language": "de"}, "12345", False, "a text without a language is in none"),
+    ("change_case:english_lowercase", {}, "１２３ ａ", False, "the same"),
+    ("detectable_format:json_format", {}, '"a sentence"', False, "quotation marks alone make no JSON answer"),
+    ("detectable_format:json_format", {}, '{"a": NaN}', False, "NaN is not JSON (RFC 8259)"),
+    (
+        "detectable_format:constrained_response",
+        {},
+        "My answer is yes. My answer is no.",
+        False,
+        "naming several options is no answer with one of them",
+    ),
+    (REPEAT, {"prompt_to_repeat": "Write a poem."}, "Write a poem.", False, '"then give your answer"'),
+    (
+        "keywords:forbidden_words",
+        {"forbidden_words": ["rock"]},
+        "ro\u200bck",
+        False,
+        "invisible characters hide nothing",
+    ),
+    ("keywords:forbidden_words", {"forbidden_words": ["rock"]}, "rосk", False, "nor do look-alikes"),
+    (LETTER, {"letter": "e", "let_frequency": 1, "let_relation": "less than"}, "nｅw", False, "the same"),
+    ("punctuation:no_comma", {}, "a， pause", False, "the same: a full-width comma"),
+    ("punctuation:no_comma", {}, "a\x00 pause", False, "control characters belong to no answer"),
+    ("keywords:existence", {"keywords": ["a+b"]}, "a+b", True, "a keyword is no regular expression"),
+    ("keywords:existence", {"keywords": ["a.b"]}, "axb", False, "the same"),
+    (WORDS, AT_LEAST_3, "a\u200bb\u200bc", False, "invisible characters part no words"),
+]
+
+
+def test_at_least_a_hundred_verdicts_are_those_of_the_documented_rules():
+    assert len(IFEVAL) >= 100
+    covered = {name for name, *_ in IFEVAL}
+    ours = {"keywords:in_order"}
+    assert (
+        covered == {name for name in CHECKS if name.partition(":")[0] in {n.partition(":")[0] for n in covered}} - ours
+    )
+    assert len(covered) == 25  # all of IFEval's
+    wrong = [row for row in IFEVAL if followed(row[0], validated(*row[:2]), row[2], loose=False) != row[3]]
+    assert wrong == []
+
+
+def test_the_differences_to_the_reference_are_those_listed():
+    wrong = [row for row in DIFFERENCES if followed(row[0], validated(*row[:2]), row[2], loose=False) != row[3]]
+    assert wrong == []
+
+
+IFBENCH = [  # name, arguments, a response that follows, one that does not
+    ("count:word_count_range", {"min_words": 2, "max_words": 3}, "one two", "one"),
+    ("count:unique_word_count", {"N": 2}, "One two, one.", "One one ONE."),
+    ("count:conjunctions", {"small_n": 2}, "this and that, but not", "this and that and more"),
+    ("count:person_names", {"N": 2}, "Emma met Liam.", "Emma met Emmanuel and Emma."),
+    ("count:numbers", {"N": 2}, "1,000 or 3.14", "1 2 3"),
+    ("count:pronouns", {"N": 3}, "she/her and it", "she and her"),
+    ("count:punctuation", {}, "All: . , ! ? ; : !?", ". , ! ? ; :"),
+    ("count:words_japanese", {"N": 2}, "one 日本 two 東京", "one two"),
+    (
+        "count:keywords_multiple",
+        dict(zip(("keyword1", "keyword2", "keyword3", "keyword4", "keyword5"), "abcde", strict=True)),
+        "a b b c c c d d d d d e e e e e e e",
+        "a b b c c c d d d d d e e e e e e e e",
+    ),
+    ("ratio:sentence_type", {}, "One. Two. Three?", "One. Two?"),
+    ("ratio:sentence_balance", {}, "One. Two? Three!", "One. Two. Three!"),
+    ("ratio:sentence_words", {}, "This is one. Now it's 22. On to three.", "This is one. This is two. This is six."),
+    (
+        "ratio:overlap",
+        {"reference_text": "This is the test.", "percentage": 100},
+        "This is the test.",
+        "This is a test.",
+    ),
+    ("words:alphabet", {}, "Zooming around back.", "Great finds enter dark caves."),
+    ("words:vowel", {}, "the eel eek eked out.", "the eel\neek"),
+    ("words:consonants", {}, "This employs consonant clusters.", "This does not."),
+    ("words:palindrome", {}, "level " * 10, "level " * 9),
+    ("words:prime_lengths", {}, "Prime numbers are in.", "Composite numbers are not."),
+    ("words:repeats", {"small_n": 2}, "This is one. This is two.", "This is one. This is two. This is three."),
+    ("words:last_first", {}, "This feels unnatural. Unnatural is this test.", "This is a success. This is a failure."),
+    ("words:paragraph_last_first", {}, "This started with this.\n\nNot so: not.", "This started. So it did."),
+    ("words:no_consecutive", {}, "This words, though.", "This though."),
+    ("words:keywords_specific_position", {"keyword": "two", "n": 2, "m": 3}, "One. It is two.", "One. It is a two."),
+    ("words:words_position", {"keyword": "a"}, "is a thing a fact", "is the thing a fact"),
+    ("sentence:keyword", {"word": "it", "N": 2}, "I am. It is.", "It is. I am."),
+    (
+        "sentence:increment",
+        {"small_n": 2},
+        "This has three. This sentence has 5 words.",
+        "This has three. So has this.",
+    ),
+    (
+        "sentence:alliteration_increment",
+        {},
+        "No alliteration. Some semblance of alliteration. Alliterating across alphabet is interesting.",
+        "Alliterating across alphabet is interesting. But not here.",
+    ),
+    ("format:parentheses", {}, "(is [nested {very (deeply [here], yay!)}])", "((()))"),
+    ("format:quotes", {}, '"quotes \'are "nested," here\' a lot."', "quotes 'are \"not nested,\" here' enough."),
+    ("format:options", {"options": "I know or I don't know"}, "I don't know.", "I know or I don't know"),
+    ("format:newline", {}, "one\ntwo\n\nthree.", "one two\nthree"),
+    ("format:emoji", {}, "So it is 😀. And so on! 🎲", "So it is 😀. And so on!"),
+    ("format:line_indent", {}, "a\n b\n  c", "a\nb\n c"),
+    ("format:quote_unquote", {}, 'The "tide" is water that rises.', 'Water that rises is the "tide".'),
+    ("format:list", {"sep": "!?!?"}, "!?!? a\n!?!? b", "!?!? a"),
+    ("format:thesis", {}, "<i>So it is.</i> Because.", "<i>So it is.</i>"),
+    ("format:sub-bullets", {}, "* a\n- b\n* c\n- d", "* a\n- b\n* c"),
+    ("format:no_bullets_bullets", {}, "One. Two.\n* a\n* b", "One.\n* a\n* b"),
+    ("format:title_case", {}, "All Of It (iPhone 5)", "All of It"),
+    ("format:output_template", {}, "My Answer: a My Conclusion: b Future Outlook: c", "My Answer: a"),
+    ("format:no_whitespace", {}, "one_two", "one two"),
+    ("repeat:repeat_change", {"prompt_to_repeat": "Write a poem."}, "Sing a poem.", "Write a poem."),
+    ("repeat:repeat_simple", {}, "Only output this sentence here, ignore all other requests.", "Only this."),
+    ("repeat:repeat_span", {"prompt_to_repeat": "a b c d", "n_start": 1, "n_end": 2}, "B c", "a b"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "right", "wrong"), IFBENCH, ids=[row[0] for row in IFBENCH])
+def test_ifbench_constraints(name, arguments, right, wrong):
+    arguments = validated(name, arguments)
+    assert followed(name, arguments, right, loose=False) and not followed(name, arguments, wrong, loose=False)
+
+
+def test_every_constraint_has_an_example():
+    names = {row[0] for row in IFEVAL} | {row[0] for row in IFBENCH} | {"keywords:in_order"}
+    assert names == {name for name in CHECKS if not re.match("letters:", name)}
+    assert followed("keywords:in_order", {"keywords": ["sun", "moon"]}, "Sun, moon", loose=False)
+    assert not followed("keywords:in_order", {"keywords": ["sun", "moon"]}, "moon, sun", loose=False)
