@@ -20,9 +20,10 @@ from onepolicy.tasks import build_source
 from onepolicy.tasks.base import GraderBug
 from onepolicy.tasks.check import check_domains, require_golds
 from onepolicy.tasks.code import extract, same_output
-from onepolicy.tasks.code_problems import ALPHABET, LEVELS, SKILLS, _table
+from onepolicy.tasks.code_problems import ALPHABET, SKILLS, _table
 from onepolicy.tasks.code_rows import Pair, exam_of, reference_of, unpacked
 from onepolicy.tasks.grading import Grader
+from onepolicy.tasks.rows import LEVELS
 from onepolicy.types import Grade
 from tests.code_table import DIFFERENT, ROWS, TABLE, cases, packed, reference
 from tests.runs import settings

@@ -16,33 +16,30 @@ import re
 import time
 from dataclasses import replace
 from decimal import Decimal
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from onepolicy import sandbox
-from onepolicy.config import did_you_mean
 from onepolicy.sandbox import Limits, SandboxError, UnitTests, Verdict
 from onepolicy.tasks.base import GraderBug, seeded, user_message, with_one_wrong
-from onepolicy.tasks.code_problems import LEVELS, SKILLS, make
+from onepolicy.tasks.code_problems import SKILLS, make
 from onepolicy.tasks.code_rows import SHAPES, Exam, Pair, UnreadableTests, exam_of, fenced, reference_of
-from onepolicy.tasks.rows import RowReader, RowsOptions
+from onepolicy.tasks.rows import RowReader, SkillsOptions
 from onepolicy.types import Grade, Task
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
-class CodeOptions(RowsOptions):
-    """Rows of a set when `path` or `hub` names one; else problems made here: which skills (None: all), how hard.
+class CodeOptions(SkillsOptions):
+    """`partial` rewards the share of passed tests instead of all or nothing.
 
-    `corrupt` is the probability that a demonstration has one wrong letter or digit. `partial` rewards the share of
-    passed tests instead of all or nothing. Limits: seconds for one program, seconds for all the tests of an answer
-    (what is left then has failed), memory of a process.
+    Limits: seconds for one program, seconds for all the tests of an answer (what is left then has failed), memory of a
+    process.
     """
 
-    skills: tuple[str, ...] | None = None
-    level: Annotated[int, Field(ge=1, le=LEVELS)] = 1
-    corrupt: Annotated[float, Field(ge=0, le=1)] = 0.0
+    known_skills = SKILLS
+
     partial: bool = False
     time_limit_s: PositiveFloat = 6.0
     total_limit_s: PositiveFloat = 30.0
@@ -50,13 +47,6 @@ class CodeOptions(RowsOptions):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        for skill in self.skills or ():
-            if skill not in SKILLS:
-                raise ValueError(f"skill {skill!r} is not known: {did_you_mean(skill, list(SKILLS))}")
-        if self.skills == ():
-            raise ValueError(f"skills is empty: leave it out for all of them, or name some of {', '.join(SKILLS)}")
-        if self.has_rows and {"skills", "level"} & self.model_fields_set:
-            raise ValueError("skills and level are of problems made here: remove them, or `path` and `hub`")
         if self.partial and not self.has_rows:
             raise ValueError("partial is for rows with several tests: problems made here are right or wrong")
         return self

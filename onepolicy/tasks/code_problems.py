@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 LETTERS = "abcdefgh"
 ALPHABET = string.digits + LETTERS + "x+-*[:]> "  # covers every prompt and every answer
-LEVELS = 3
 NUMBERS = (*range(10), 12, 25, -4)  # all that an answer is tried on
 WORDS = tuple(LETTERS[:length] for length in range(1, 9))  # what slices do depends on the length alone
 SLICES = ("[::-1]", "[1:]", "[:-1]", "[::2]", "[1::2]")

@@ -15,42 +15,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from onepolicy.config import did_you_mean
 from onepolicy.tasks.base import seeded, user_message, with_one_wrong
 from onepolicy.tasks.math_answers import judge
-from onepolicy.tasks.math_problems import LEVELS, SKILLS
+from onepolicy.tasks.math_problems import SKILLS
 from onepolicy.tasks.math_reading import NoAnswer, last_boxed, readings, squeezed
-from onepolicy.tasks.rows import RowReader, RowsOptions
+from onepolicy.tasks.rows import Level, RowReader, SkillsOptions
 from onepolicy.types import Grade, Task
 
 SHAPES = "question, answer (GSM8K); problem, solution (MATH); problem, answer (BigMath, Polaris)"
 
 
-class MathOptions(RowsOptions):
-    """Rows of a set when `path` or `hub` names one; else problems made here: which skills (None: all), how hard.
+class MathOptions(SkillsOptions):
+    """`prompt` is a template around {question}."""
 
-    `prompt` is a template around {question}. `corrupt` is the probability that a demonstration has one wrong digit or
-    letter.
-    """
+    known_skills = SKILLS
 
-    skills: tuple[str, ...] | None = None
-    level: Annotated[int, Field(ge=1, le=LEVELS)] = 2
-    corrupt: Annotated[float, Field(ge=0, le=1)] = 0.0
+    level: Level = 2
     prompt: str = "{question}"
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        for skill in self.skills or ():
-            if skill not in SKILLS:
-                raise ValueError(f"skill {skill!r} is not known: {did_you_mean(skill, list(SKILLS))}")
-        if self.skills == ():
-            raise ValueError(f"skills is empty: leave it out for all of them, or name some of {', '.join(SKILLS)}")
-        if self.has_rows and {"skills", "level"} & self.model_fields_set:
-            raise ValueError("skills and level are of problems made here: remove them, or `path` and `hub`")
         if "{question}" not in self.prompt:
             raise ValueError(f"prompt {self.prompt!r} nowhere says {{question}}")
         return self

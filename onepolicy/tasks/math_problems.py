@@ -18,7 +18,6 @@ from fractions import Fraction
 from random import Random
 
 ALPHABET = string.digits + "+-*/=x^|<(),[]"  # covers every prompt and every answer
-LEVELS = 3
 
 
 def _operand(rng: Random, digits: int) -> int:

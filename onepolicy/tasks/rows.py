@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from onepolicy.config import did_you_mean
 from onepolicy.tasks.base import SourceOptions, seeded
 
 Rows = Sequence[Mapping[str, Any]]
+LEVELS = 3  # of difficulty, in every skill
+Level = Annotated[int, Field(ge=1, le=LEVELS)]
 
 
 class RowsOptions(SourceOptions):
@@ -54,6 +57,31 @@ class RowsOptions(SourceOptions):
             raise ValueError("eval_path belongs to `path`; with `hub` use eval_split")
         if self.path is not None and self.subset is not None:
             raise ValueError(f"subset {self.subset!r} belongs to `hub`, not to a path: remove it")
+        return self
+
+
+class SkillsOptions(RowsOptions):
+    """Rows when `path` or `hub` names some; else problems made here: which skills (None: all) and how hard.
+
+    `corrupt` is the probability that a demonstration has one wrong letter or digit.
+    """
+
+    known_skills: ClassVar[Collection[str]]
+
+    skills: tuple[str, ...] | None = None
+    level: Level = 1
+    corrupt: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _skills_are_known(self) -> Self:
+        known = list(self.known_skills)
+        for skill in self.skills or ():
+            if skill not in known:
+                raise ValueError(f"skill {skill!r} is not known: {did_you_mean(skill, known)}")
+        if self.skills == ():
+            raise ValueError(f"skills is empty: leave it out for all of them, or name some of {', '.join(known)}")
+        if self.has_rows and {"skills", "level"} & self.model_fields_set:
+            raise ValueError("skills and level are of problems made here: remove them, or `path` and `hub`")
         return self
 
 
