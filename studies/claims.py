@@ -54,7 +54,7 @@ SEQUENCES = (2_700, 5_400, 9_000, 18_000, 36_000, 54_000, 108_000)
 
 
 def row_1(study: StudyFolder) -> list[Table]:
-    models = {method: arm(method) for method in EVERY_METHOD}
+    models = {method: arm(method) for method in known(study, *EVERY_METHOD)}
     found = {method: score for method, pick in models.items() if (score := scores(study, pick))}
     ranked = {method: models[method] for method in [*order(found), *(m for m in models if m not in found)]}
     full = {method: score for method, score in found.items() if study.seeds_of(method) == study.seeds_of("mopd")}
@@ -74,7 +74,7 @@ def _list(shares: dict[str, float]) -> str:
 
 def row_2(study: StudyFolder) -> list[Table]:
     rows, draws = [], {}
-    for method in EVERY_METHOD:
+    for method in known(study, *EVERY_METHOD):
         found, gap = scores(study, arm(method)), paired(study, arm(method), arm("mopd"))
         if found is None or found.range_B is None:
             rows.append([method, NONE, NONE, NONE])
@@ -88,7 +88,7 @@ def row_2(study: StudyFolder) -> list[Table]:
 
 
 def row_3(study: StudyFolder) -> list[Table]:
-    return [*_stages(study, "cascade"), *_stages(study, "cascade_3x")]
+    return [table for cascade in known(study, "cascade", "cascade_3x") for table in _stages(study, cascade)]
 
 
 def _stages(study: StudyFolder, cascade: str) -> list[Table]:
@@ -122,7 +122,8 @@ def row_4(study: StudyFolder) -> list[Table]:
             both = [[reached(study, name, seeds, level) for name in (slow, quick)] for level in LEVELS]
             fast.append([f"{slow} ÷ {quick}", str(len(seeds)), *(number(_ratio(*pair)) for pair in both), ""])
     note = "At the first evaluation that has this Norm (as fine as the evaluations are, and the first of many noisy "
-    note += "ones comes early); ∞: not within the run; a ratio of two such is left out. mopd's experts come on top."
+    note += "ones comes early); ∞: not within the run; a ratio of two such is left out, and is 0 "
+    note += "where only mopd did not get there. mopd's experts come on top."
     levels = [f"to Norm ≥ {level:g}" for level in LEVELS]
     models = {name: arm(name) for name in ["mopd", "mix_rl", "mix_rl_3x", *known(study, "mopd_2x", "mix_rl_6x")]}
     pairs = [("mopd", "mix_rl"), ("mopd", "mix_rl_3x")] + ([("mopd_2x", "mix_rl_6x")] if "mopd_2x" in models else [])
@@ -321,14 +322,15 @@ def row_19(study: StudyFolder) -> list[Table]:
 
 
 def row_21(study: StudyFolder) -> list[Table]:
-    models = {name: arm(name) for name in ("mopd_masked", "mopd_sampled")}
+    models = {name: arm(name) for name in known(study, "mopd_masked", "mopd_sampled")}  # apart masks nothing
     columns = {f"{d}: max − min (nats)": mean(f"disagreement/{d}") for d in study.domains}
     columns |= {f"{d}: share > 1 nat": mean(f"disagreement_share/{d}") for d in study.domains}
-    columns |= {"masked share": mean("masked")}
+    pairs = [("mopd_masked", "mopd_sampled")] if "mopd_masked" in models else []
+    columns |= {"masked share": mean("masked")} if pairs else {}
     note = "Over the log-probs that all teachers give to the student's sampled tokens; means over the diagnosed steps."
     return [
         diagnosed(study, "disagreement", list(models), columns, note),
-        differences(study, "tokens above 2 nats masked", models, [("mopd_masked", "mopd_sampled")]),
+        *([differences(study, "tokens above 2 nats masked", models, pairs)] if pairs else []),
     ]
 
 
