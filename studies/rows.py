@@ -36,7 +36,7 @@ STUDIES = ("clash", "apart", "coevolve")
 REAL = "real"  # no claim of the papers is measured in it
 SWEEPS = tuple(f"tune_{name}" for name in STUDIES)
 VERDICTS = ("reproduced", "contradicted", "out of reach")
-WHEN = "which method when"
+WHEN, KEPT = "which method when", "four real domains"  # texts of verdicts.yaml that are no row's
 NOT_YET = "not judged yet"
 ZOOM = 40  # steps of the saw-tooth that are shown large
 
@@ -123,7 +123,7 @@ def read_verdicts(file: Path) -> dict[str, Any]:
     """Raises ValueError for a row or a verdict that does not exist, or one without its reason."""
     data = {str(key): value for key, value in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).items()}
     for row, entry in data.items():
-        if row == WHEN:
+        if row in (WHEN, KEPT):
             continue
         if row not in ROWS:
             raise ValueError(f"{file.name}: there is no row {row!r}: use one of {', '.join(ROWS)}")
@@ -158,7 +158,7 @@ def page(
             blocks += [f"### {name}", *(block for table in tables for block in markdown(table))]
             blocks += [] if tables else [NONE]
         blocks += [f"![{inline(f.caption)}]({f.name}.svg)" for f in figures if f.name == FIGURE_OF.get(number)]
-    blocks += ["## Four real domains", REAL_DOMAINS]
+    blocks += ["## Four real domains", REAL_DOMAINS, str(verdicts.get(KEPT, f"*{NOT_YET}*")).strip()]
     blocks += [block for table in real(found[REAL]) for block in markdown(table)] if REAL in found else [NONE]
     compared = {name: study for name, study in found.items() if name not in SWEEPS}
     blocks += ["## Origin and experts", *(b for n, s in compared.items() for b in markdown(models(n, s)))]
