@@ -1,8 +1,9 @@
 """Which domain gets how much of the update, and a record of it: annotates samples, before the step.
 
 s_d token share; m_d = E|signal| over the domain's tokens, a running mean; budget share = s_d·m_d·w_d / Σ. The signal is
-the teacher's log-ratio to the engine where there is a teacher, else the advantage. The rules are in
-objectives/balance.py; kind "none" changes nothing and records all the same.
+the teacher's log-ratio to the engine where there is a teacher, else the advantage; that of a demonstration is known
+after the step, and given to `observe` then. The rules are in objectives/balance.py; kind "none" changes nothing and
+records all the same.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from onepolicy.config import BalanceConfig
 from onepolicy.objectives.balance import dn_weights, gap_weights, share_weights, shares
@@ -31,6 +33,8 @@ class Balancer:
         """Scale the samples' weights, domain by domain; the row of weights and shares to log."""
         signals = signals_of(samples, self.domains)
         tokens = {domain: float(len(signal_N)) for domain, signal_N in signals.items()}
+        for sample in samples:
+            tokens[sample.task.domain] += sample.length if sample.weights.ce else 0
         self.observe(signals)
         weights = self.weights(tokens, signals)
         for sample in samples:
@@ -38,13 +42,15 @@ class Balancer:
             if weight != 1.0:
                 sample.weights.pg *= weight
                 sample.weights.distill *= weight
+                sample.weights.ce *= weight
         budget = shares({d: weights[d] * tokens[d] * self.gaps.get(d, 0.0) for d in self.domains})
-        return {f"balance/{d}": weights[d] for d in self.domains} | {f"budget/{d}": budget[d] for d in self.domains}
+        row = {f"balance/{d}": weights[d] for d in self.domains} | {f"budget/{d}": budget[d] for d in self.domains}
+        return row | {f"gap/{domain}": gap for domain, gap in self.gaps.items()}
 
-    def observe(self, signals: Mapping[str, Array]) -> None:
+    def observe(self, signals: Mapping[str, ArrayLike]) -> None:
         """Move the running means on by one step's signals."""
         for domain, signal_N in signals.items():
-            if len(signal_N):
+            if np.size(signal_N):
                 gap = float(np.abs(signal_N).mean())
                 before = self.gaps.get(domain, gap)
                 self.gaps[domain] = self.config.decay * before + (1 - self.config.decay) * gap

@@ -65,8 +65,8 @@ def policy_gap(
 
 
 def overlap_size(vocabulary: int) -> int:
-    """The k of top-k overlap: 10, as in CoPD §3, but no more than a quarter of a tiny vocabulary."""
-    return max(1, min(OVERLAP_K, vocabulary // 4))
+    """The k of top-k overlap: 10, as in CoPD §3; for a tiny vocabulary a tenth of it, and 3 at least."""
+    return min(OVERLAP_K, max(3, vocabulary // 10), vocabulary)
 
 
 def gap_row(

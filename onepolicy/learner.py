@@ -145,7 +145,7 @@ class Learner:
 
     def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
         """A live learner is a scorer like any other (Scorer protocol). What it says holds after its next step too."""
-        with self._autocast():
+        with self.autocast():
             return score_samples(
                 self.model,
                 frozen_head(self.model) if want.kind == "full" else self.head,
@@ -182,7 +182,7 @@ class Learner:
         """Add the gradient of one micro-batch, all of whose samples are of one kind (see _kinds). Returns its loss."""
         tokens = self._tokens(samples, coefficient, meter)
         divergence = self._divergence(samples) if "distill" in tokens.used else None
-        with self._autocast():
+        with self.autocast():
             hidden_NH, tokens_N = predicting_states(self.model, samples)
         # GSPO's ratio is a mean over the sample, so that its chunks must be of whole samples, at whatever length
         whole = self.loss.policy.kind == "gspo"
@@ -190,7 +190,7 @@ class Learner:
         for chunk in token_chunks(self.head, [s.length for s in samples], whole):
             hidden_CH = hidden_NH[chunk].detach().requires_grad_()
             divergence_C = partial(divergence, chunk) if divergence else None
-            with self._autocast():
+            with self.autocast():
                 stats = token_stats(self.head, hidden_CH, tokens_N[chunk], self.temperature, divergence_C)
             loss, values = self._loss(stats, tokens, chunk, spread)
             loss.backward()
@@ -235,7 +235,7 @@ class Learner:
                 seen["trusted"] = tokens.trusted_N[chunk]
                 loss_C = torch.where(seen["trusted"], loss_C, stats.divergence_C)
             terms.append(reduce.weighted_sum(coefficient["distill"], weights_C * loss_C))
-            seen |= {"reverse_kl": current_C - teacher_C, "signal": signal_C.abs()}
+            seen |= {"reverse_kl": divergences.k1(current_C, teacher_C), "signal": signal_C.abs()}
         if "ce" in tokens.used:
             terms.append(-reduce.weighted_sum(coefficient["ce"], logprobs_C))
             seen["cross_entropy"] = -current_C
@@ -339,7 +339,7 @@ class Learner:
     def _flat(self, arrays: Sequence[Any], dtype: type = np.float32) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays).astype(dtype, copy=False)).to(self.device)
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 

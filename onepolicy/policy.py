@@ -70,15 +70,16 @@ class Snapshot:
         self.learner = learner
 
     def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
-        return score_samples(
-            self.model,
-            live_head(self.model),
-            samples,
-            want,
-            source="snapshot",
-            temperature=self.learner.temperature,
-            tokens_per_batch=self.learner.optim.tokens_per_batch,
-        )
+        with self.learner.autocast():  # as the live learner scores
+            return score_samples(
+                self.model,
+                live_head(self.model),
+                samples,
+                want,
+                source="snapshot",
+                temperature=self.learner.temperature,
+                tokens_per_batch=self.learner.optim.tokens_per_batch,
+            )
 
 
 def merged(branches: Sequence[Policy], config: BranchMergeConfig) -> Policy:

@@ -91,6 +91,7 @@ def turn_advantages(group: Sequence[Sample], kind: AdvantageKind) -> list[Array]
 def learn(learner: Learner, samples: Sequence[Sample], inner_updates: int) -> dict[str, float]:
     """One update from all samples, or several from a part each; whole groups stay together. Returns mean metrics.
 
+    Every part has its share of every domain (as far as there are enough groups of it), whatever order they came in.
     With several, the learner's log-probs before the first are kept as `old_logprobs_R`: the ratio of the policy loss
     is against them, and the importance weights between them and the engine.
     """
@@ -100,6 +101,7 @@ def learn(learner: Learner, samples: Sequence[Sample], inner_updates: int) -> di
     if inner_updates > 1:
         for sample, scores in zip(samples, learner.score(samples, Want("sampled")), strict=True):
             sample.old_logprobs_R = scores.logprobs_R
+        groups.sort(key=lambda group: group[0].task.domain)
     rows = [learner.step([s for group in groups[k::inner_updates] for s in group]) for k in range(inner_updates)]
     return rows[0] if inner_updates == 1 else _together(rows)
 

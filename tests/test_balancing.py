@@ -55,6 +55,21 @@ def test_none_changes_nothing_and_records_the_budget() -> None:
     assert row["budget/a"] == pytest.approx(0.75)
 
 
+def test_demonstrations_count_with_all_their_tokens_and_tell_their_signal_later() -> None:
+    balancer = Balancer(BalanceConfig(kind="gap", decay=0.0), ["long", "short"])
+    balancer.observe({"long": 0.5, "short": 1.5})
+    samples = [sample("long", 6, 0.0), sample("short", 2, 0.0)]
+    for demonstration in samples:
+        demonstration.teacher, demonstration.weights = None, Weights(ce=1.0)
+
+    row = balancer.annotate(samples)
+
+    # share: (2/3, 2); gap: × (.5, 1.5) = (1/3, 3); rescaled by Σ w·s = 1/4 + 3/4 = 1
+    assert [s.weights.ce for s in samples] == pytest.approx([1 / 3, 3.0])
+    assert [row["gap/long"], row["gap/short"]] == [0.5, 1.5]
+    assert row["budget/long"] == pytest.approx(0.1)  # 6 · 1/3 · .5 = 1 of 1 + 2 · 3 · 1.5 = 9
+
+
 def test_tokens_without_a_finite_score_are_not_counted() -> None:
     broken = sample("a", 4, 1.0)
     assert broken.teacher is not None

@@ -13,7 +13,9 @@ from onepolicy import merging, recipes
 from onepolicy.config import ConfigError, CopdConfig, parse_run
 from onepolicy.evaluation import Evaluation
 from onepolicy.runfolder import read_rows
-from tests.runs import DOMAINS, run_of, same, settings, weights
+from onepolicy.session import Session
+from onepolicy.types import Want
+from tests.runs import DOMAINS, checkpoint, run_of, same, settings, weights
 
 EARLY = {"early": DOMAINS["early"]}
 
@@ -54,6 +56,49 @@ def test_unit_balancing_weights_are_none_at_all(tmp_path: Path) -> None:
         recipes.run(run_of(recipe, tmp_path))
 
     assert same(weights(tmp_path / "rlvr"), weights(tmp_path / "mix_rl"))
+
+
+@pytest.mark.parametrize("kind", ["share", "gap", "dn"])
+def test_balancing_a_single_domain_is_none_at_all(tmp_path: Path, kind: str) -> None:
+    """The rule is worked out, and every weight of it is 1."""
+    for name in ("none", kind):
+        balance = {"kind": name}
+        recipes.run(run_of("mix_rl", tmp_path, domains=EARLY, output=str(tmp_path / name), balance=balance))
+
+    assert same(weights(tmp_path / "none"), weights(tmp_path / kind))
+
+
+def test_each_branch_balances_what_it_learns_from_others(tmp_path: Path) -> None:
+    shared = {"rl_steps": 0, "steps": 1, "exchange": {"prompts": 8, "n": 2}, "diagnose_every": 0}
+    for kind in ("none", "share"):
+        recipes.run(copd_config(tmp_path, output=str(tmp_path / kind), balance={"kind": kind}, **shared))
+
+    rows = {kind: read_rows(tmp_path / kind / "metrics.jsonl")[0] for kind in ("none", "share")}
+    for domain in ("early", "early<late"):
+        row = rows["none"]
+        assert row[f"balance/{domain}"] == 1.0
+        assert 0 < row[f"budget/{domain}"] < 1
+    own, taught = (rows["share"][f"balance/{domain}"] for domain in ("early", "early<late"))
+    assert 1 / own + 1 / taught == pytest.approx(2 * 1)  # w = (1/2)/s, and the token shares s add up to 1
+    assert not same(weights(tmp_path / "none"), weights(tmp_path / "share"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_snapshot_scores_as_the_live_branch_does(tmp_path: Path, dtype: str) -> None:
+    model = {"path": checkpoint(tmp_path / "origin", 0), "dtype": dtype}
+    config = copd_config(tmp_path, model=model)
+    with Session(config, config.loss) as session:
+        samples = session.rollout(session.mixture.draw(2), 2, 0)
+        session.policy.take_snapshot()
+        live, snapshot = (session.policy.as_peer(kind).score(samples, Want("sampled")) for kind in ("live", "snapshot"))
+    for one, other in zip(live, snapshot, strict=True):
+        assert one.logprobs_R.tolist() == other.logprobs_R.tolist()
+
+
+def test_without_an_evaluation_at_the_end_no_branch_has_one_either(tmp_path: Path) -> None:
+    recipes.run(copd_config(tmp_path, steps=1, eval={"at_end": False}))
+
+    assert not list((tmp_path / "copd").rglob("final.json"))
 
 
 def test_cross_samples_pull_the_branches_together(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_the_gap_to_the_teacher_is_that_of_the_two_models_on_the_rollouts(tmp_pa
     (row,) = read_rows(tmp_path / "run" / "metrics.jsonl")
 
     p, q = (_distributions(Path(path), samples) for path in (config.model.path, tmp_path / "teacher 5"))
-    overlap = [len({*np.argsort(-a)[:10]} & {*np.argsort(-b)[:10]}) / 10 for a, b in zip(p, q, strict=True)]
+    overlap = [len({*np.argsort(-a)[:4]} & {*np.argsort(-b)[:4]}) / 4 for a, b in zip(p, q, strict=True)]
     kl = (np.exp(p) * (p - q)).sum(-1) + (np.exp(q) * (q - p)).sum(-1)
     assert row["overlap/early<teacher"] == pytest.approx(np.mean(overlap))
     assert row["symmetric_kl/early<teacher"] == pytest.approx(kl.mean() / 2, rel=1e-4)
@@ -107,7 +107,7 @@ def test_a_model_from_scratch_is_no_origin(tmp_path: Path) -> None:
 
 
 def test_k_is_smaller_for_a_tiny_vocabulary_only() -> None:
-    assert [overlap_size(v) for v in (3, 16, 39, 40, 150_000)] == [1, 4, 9, 10, 10]
+    assert [overlap_size(v) for v in (2, 16, 44, 90, 100, 150_000)] == [2, 3, 4, 9, 10, 10]
 
 
 def test_the_report_of_a_run_draws_what_was_measured(tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_staleness_is_that_of_the_last_inner_update(tmp_path: Path) -> None:
     assert all(row["rollout_kl"] == pytest.approx(0, abs=1e-6) and "rollout_kl_last" not in row for row in one)
     for row in four:
         assert row["rollout_kl_last"] > row["rollout_kl"] > 1e-4
-        assert row["clipped_last"] >= row["clipped"] > 0
         assert row.keys() & {"rollout_kl_last/early", "rollout_kl_last/late"}
+    assert sum(row["clipped_last"] for row in four) > sum(row["clipped"] for row in four) > 0
     taught = rows(tmp_path, "mopd", "taught", optim={"learning_rate": 3e-2}, inner_updates=4)
     assert sum(row["distill_clipped_last"] for row in taught) > sum(row["distill_clipped"] for row in taught) > 0
     assert "distill_clipped" not in four[0] and "clipped" not in taught[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,6 +149,17 @@ def test_several_updates_are_as_many_steps_on_whole_groups_against_the_old_log_p
     assert same(one.state(), other.state())
     assert metrics["loss"] == pytest.approx(np.mean([row["loss"] for row in rows]))
     assert metrics["signal_max/early"] == max(row["signal_max/early"] for row in rows)
+
+
+def test_every_update_has_a_part_of_every_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where domains take turns, so that dealing the groups out in order would give each update one of them."""
+    one, samples, updates = learner(), batch(BOTH), []
+    for each in samples:
+        each.task = replace(each.task, domain=("early", "late")[each.group % 2])
+    step = one.step
+    monkeypatch.setattr(one, "step", lambda part: (updates.append({s.task.domain for s in part}), step(part))[1])
+    learn(one, samples, 2)
+    assert updates == [{"early", "late"}] * 2
 
 
 def test_a_skipped_update_is_counted_once() -> None:

@@ -19,7 +19,6 @@ from onepolicy.runfolder import RunFolder, check_folder, is_finished, read_rows
 from tests.runs import DOMAINS, SCRATCH, checkpoint, forked, kill_when, lines, run_of, same, settings, weights
 
 ROOT = Path(__file__).parent.parent
-RECIPES = ("sft", "rlvr", "mopd")
 
 
 def changed(config: AnyRun, **changes: Any) -> AnyRun:
@@ -268,6 +267,7 @@ DEMANDING: dict[str, dict[str, Any]] = {
         "inner_updates": 2,
         "loss": {"distill": {"estimator": "full"}},
     },
+    "mix_rl": {"balance": {"kind": "gap"}, "max_draws": 2},
 }
 STEPS = 20
 
@@ -276,7 +276,7 @@ def demanding(recipe: str, folder: Path, output: str) -> AnyRun:
     return run_of(recipe, folder, output=str(folder / output), steps=STEPS, **DEMANDING[recipe])
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", DEMANDING)
 def test_a_run_killed_in_midstream_ends_where_an_undisturbed_one_does(tmp_path: Path, recipe: str) -> None:
     killed, whole = demanding(recipe, tmp_path, "killed"), demanding(recipe, tmp_path, "whole")
     kill_after_row(killed, 5, tmp_path / "run.yaml")
@@ -287,7 +287,7 @@ def test_a_run_killed_in_midstream_ends_where_an_undisturbed_one_does(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", DEMANDING)
 def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(tmp_path: Path, recipe: str) -> None:
     killed, whole = demanding(recipe, tmp_path, "killed"), demanding(recipe, tmp_path, "whole")
     for row in (1, 2, 3, 4, 7, 10, 13):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from onepolicy.config.common import FolderConfig, ModelConfig, RolloutConfig, TaughtConfig
+from onepolicy.config.loss import BalanceConfig
 from onepolicy.config.recipes import ReferencedConfig, RlvrConfig
 from onepolicy.config.strict import did_you_mean
 
@@ -60,13 +61,25 @@ class TeacherRolloutConfig(RolloutConfig):
 
 
 class OffpolicyConfig(TaughtConfig):
-    """Baseline: supervised finetuning on what the teachers wrote, each in its domains."""
+    """Baseline: supervised finetuning on what the teachers wrote, each in its domains.
+
+    `reduction` is the mean of the loss: over all tokens, or over each answer's first. `balance` moves the budget
+    between domains; a token's signal is its cross-entropy, known after the step, so that `dn` is not to be had.
+    """
 
     recipe: Literal["offpolicy"] = "offpolicy"
+    reduction: Literal["token", "sequence"] = "token"
+    balance: BalanceConfig = BalanceConfig()
     rollout: TeacherRolloutConfig = TeacherRolloutConfig()
     rollouts_per_domain: PositiveInt = 1024
     keep: Literal["all", "correct"] = Field("all", description="train on every rollout, or on those of reward 1")
     batch_size: PositiveInt = 64
+
+    @model_validator(mode="after")
+    def _dn_needs_signals(self) -> Self:
+        if self.balance.kind == "dn":
+            raise ValueError("balance.kind dn needs every token's signal before the update: use share or gap here")
+        return self
 
     @model_validator(mode="after")
     def _prompts_are_whole(self) -> Self:

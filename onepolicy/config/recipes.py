@@ -124,7 +124,7 @@ class CheckConfig(ProbeConfig):
     warn_reverse_kl    nats a token. MOPD: teachers of the student's origin start near .04, foreign ones near .19
     warn_overlap       of top-k tokens. CoPD: gain grows with overlap (r = .89) and its peers stay above .90. In the
                        demo .6 lies between experts of the student's origin and those of another (LOG.md)
-    overlap_k          by default 10, less for a vocabulary below 40 (diagnostics.overlap_size)
+    overlap_k          by default 10, less for a vocabulary below 100 (diagnostics.overlap_size)
     warn_disagreement  mean of max − min over the teachers' log-probs, nats a token; this project's choice
     max_invalid_share  of tokens without a finite log-prob; above, the teacher is refused
     """
@@ -198,6 +198,7 @@ class CopdConfig(ReinforcedConfig):
     rl_steps: NonNegativeInt = 3
     opd_steps: NonNegativeInt = 2
     exchange: ExchangeConfig = ExchangeConfig()
+    balance: BalanceConfig = BalanceConfig()
     merge: BranchMergeConfig = BranchMergeConfig()
 
     def in_opd(self, step: int) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from onepolicy.balancing import Balancer
 from onepolicy.config import CopdConfig
 from onepolicy.diagnostics import gap_row
 from onepolicy.engines.base import Scorer
@@ -35,6 +36,8 @@ def copd(config: CopdConfig) -> None:
             for name in branches
             for peer in config.teachers_of(name)
         }
+        balancers = {name: Balancer(config.balance, branches) for name in branches}
+        session.remembered |= {f"balance {name}": balancer for name, balancer in balancers.items()}
         origin = {"origin": session.origin()} if config.diagnose_every else {}
 
         for step in session.steps():
@@ -42,12 +45,13 @@ def copd(config: CopdConfig) -> None:
                 for policy in session.policies.values():
                     policy.take_snapshot()
             samples: dict[str, list[Sample]] = {}
+            row: dict[str, float] = {"opd": float(config.in_opd(step))}
             for name, policy in session.policies.items():
                 samples[name] = draw_groups(session, config, step, native[name], policy)
                 annotate_reinforcement(samples[name], config)
                 for number, peer in enumerate(config.teachers_of(name) if config.in_opd(step) else []):
                     samples[name] += taught(session, config, step, name, peer, cross[name, peer], number)
-            row: dict[str, float] = {"opd": float(config.in_opd(step))}
+                row |= labelled(balancers[name].annotate(samples[name]), name)
             if config.diagnose_every and step % config.diagnose_every == 0:
                 row |= gaps(session.policies, samples, origin)
             for name, policy in session.policies.items():
@@ -111,5 +115,6 @@ def finish(session: Session, config: CopdConfig) -> None:
         home = session.home(name)
         home.mkdir(parents=True, exist_ok=True)
         policy.learner.save(home / "model")
-        session.evaluate("final", policy, home)
+        if config.eval.at_end:
+            session.evaluate("final", policy, home)
     session.finish(None if config.merge.method == "none" else merged(list(session.policies.values()), config.merge))

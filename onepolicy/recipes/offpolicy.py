@@ -4,15 +4,18 @@
 
 The one teacher of a domain answers training prompts of it; rollouts/DOMAIN.jsonl keeps the graded answers, which are
 written once. Then `sft` on them: on the teacher's own tokens (not on its text, tokenised again), domains by their
-shares, each in passes of a new order. The mean is over tokens, as in sft, so long answers count for more.
+shares, each in passes of a new order. The mean is over tokens, as in sft, so long answers count for more, unless
+`reduction` or `balance` says otherwise; the signal of a token is its cross-entropy, known after the step.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
 
+from onepolicy.balancing import Balancer
 from onepolicy.config import LossConfig, OffpolicyConfig
 from onepolicy.progress import progress
 from onepolicy.rollout import rollout
@@ -20,25 +23,29 @@ from onepolicy.runfolder import write_atomic
 from onepolicy.session import Session, stream
 from onepolicy.tasks.mixture import Mixture
 from onepolicy.teachers import Routed
-from onepolicy.types import Sample
+from onepolicy.types import Sample, Weights
 from onepolicy.written import Epochs, RolloutFile
 
 
 def offpolicy(config: OffpolicyConfig) -> None:
-    with Session(config, LossConfig(reduction="token")) as session:
+    with Session(config, LossConfig(reduction=config.reduction)) as session:
         written = teachers_rollouts(session, config)
+        balancer = Balancer(config.balance, list(config.domains))
+        session.remembered["balance"] = balancer
 
         for step in session.steps():
             samples = [next_sample(session.mixture, written) for _ in range(config.batch_size)]
+            shares = balancer.annotate(samples)
             metrics = session.learner.step(samples)
-            session.log(step, samples, metrics)
+            balancer.observe({d: metrics[key] for d in config.domains if (key := f"cross_entropy/{d}") in metrics})
+            session.log(step, samples, metrics | shares)
         session.finish(session.policy)
 
 
 def next_sample(mixture: Mixture, written: dict[str, Epochs]) -> Sample:
     """Of the domain whose turn it is. What a checkpoint remembers of the mixture says where each domain stands."""
     domain = mixture.next_domain()
-    return written[domain][mixture.drawn[domain] - 1]
+    return replace(written[domain][mixture.drawn[domain] - 1], weights=Weights(ce=1.0))  # it comes again: a copy
 
 
 def teachers_rollouts(session: Session, config: OffpolicyConfig) -> dict[str, Epochs]:
