@@ -7,7 +7,7 @@ coevolution.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -45,8 +45,8 @@ from onepolicy.report.study_tables import experts_cost, order
 from onepolicy.report.tables import Table, percent
 from onepolicy.types import Array
 
-EVERY_METHOD = ["mopd", "mopd_sampled", "mix_rl", "mix_rl_3x", "cascade", "cascade_3x", "offpolicy", "average"]
-EVERY_METHOD += ["task_arithmetic"]
+EQUAL = ["mopd", "mopd_sampled", "mix_rl", "cascade", "offpolicy", "average", "task_arithmetic"]  # in sequences
+LONGER = ["mopd_2x", "mix_rl_3x", "mix_rl_6x", "cascade_3x"]
 CLAIMED_ORDER = ["mopd", "mix_rl", "task_arithmetic", "offpolicy", "cascade", "average"]
 LAMBDAS = ("0.3", "0.5", "0.7", "1", "1.3")
 LEVELS = (0.8, 0.9, 0.95)  # Norm
@@ -54,27 +54,35 @@ SEQUENCES = (2_700, 5_400, 9_000, 18_000, 36_000, 54_000, 108_000)
 
 
 def row_1(study: StudyFolder) -> list[Table]:
-    models = {method: arm(method) for method in known(study, *EVERY_METHOD)}
+    models = {method: arm(method) for method in known(study, *EQUAL, *LONGER)}
+    neighbours = list(pairwise(known(study, *CLAIMED_ORDER)))
     found = {method: score for method, pick in models.items() if (score := scores(study, pick))}
     ranked = {method: models[method] for method in [*order(found), *(m for m in models if m not in found)]}
     full = {method: score for method, score in found.items() if study.seeds_of(method) == study.seeds_of("mopd")}
     draws = {method: norm_B for method, score in full.items() if (norm_B := score.norm_B) is not None}
-    note = "Highest Norm in this share of the bootstrap draws, among the arms with mopd's seeds: "
-    note += f"{_list(chances(draws)) if draws else NONE}."
+    note = f"Highest Norm in this share of the draws: {_among(draws)}."
     return [
         normalised(study, "every method, by Norm", ranked, note),
         against(study, models, "mopd", "paired differences to mopd"),
-        differences(study, "the claimed order, neighbour by neighbour", models, list(pairwise(CLAIMED_ORDER))),
+        differences(study, "the claimed order, neighbour by neighbour", models, neighbours),
     ]
 
 
-def _list(shares: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.2f}" for name, value in sorted(shares.items(), key=lambda item: -item[1]))
+def _among(draws: Mapping[str, Array]) -> str:
+    """How often each method is the highest, among those at equal sequences and among all of them."""
+
+    def listed(methods: Sequence[str]) -> str:
+        shares = chances({name: draws[name] for name in methods if name in draws})
+        return ", ".join(f"{name} {value:.2f}" for name, value in sorted(shares.items(), key=lambda item: -item[1]))
+
+    if not draws:
+        return NONE
+    return f"at equal sequences {listed(EQUAL)}; with the longer ones {listed([*EQUAL, *LONGER])}"
 
 
 def row_2(study: StudyFolder) -> list[Table]:
     rows, draws = [], {}
-    for method in known(study, *EVERY_METHOD):
+    for method in known(study, *EQUAL, *LONGER):
         found, gap = scores(study, arm(method)), paired(study, arm(method), arm("mopd"))
         if found is None or found.range_B is None:
             rows.append([method, NONE, NONE, NONE])
@@ -82,8 +90,8 @@ def row_2(study: StudyFolder) -> list[Table]:
         rows.append([method, str(len(found.seeds)), share(found.normalised.range), share(gap.range if gap else None)])
         if study.seeds_of(method) == study.seeds_of("mopd"):
             draws[method] = -found.range_B
-    note = "Smallest range in this share of the draws, among the arms with mopd's seeds: "
-    note += f"{_list(chances(draws)) if draws else NONE}. A range is never negative: its interval leans upwards."
+    note = f"Smallest range in this share of the draws: {_among(draws)}. "
+    note += "A range is never negative: its interval leans upwards."
     return [Table("max − min of s̃ over domains", ["arm", "seeds", "range", "minus mopd's"], rows, note)]
 
 
@@ -107,7 +115,7 @@ def _stages(study: StudyFolder, cascade: str) -> list[Table]:
 
 def row_4(study: StudyFolder) -> list[Table]:
     """Sequences until the teachers are reached, and Norm at equal sequences."""
-    arms = [name for name in ("mopd", "mopd_2x", "mix_rl_3x", "mix_rl_6x") if name in study.arms]
+    arms = [name for name in ("mopd", "mopd_2x", "mix_rl", "mix_rl_3x", "mix_rl_6x") if name in study.arms]
     fast, at_equal = [], []
     for method in arms:
         seeds = study.seeds_of(method)
@@ -116,7 +124,7 @@ def row_4(study: StudyFolder) -> list[Table]:
         x, norm, *_ = norm_curve(study, method, seeds)
         norms = [as_of(x, norm, n) if n <= 1.01 * x[-1] else None for n in SEQUENCES]
         at_equal.append([method, str(len(seeds)), *(NONE if value is None else f"{value:.3f}" for value in norms)])
-    for slow, quick in (("mix_rl_3x", "mopd"), ("mix_rl_6x", "mopd_2x")):
+    for slow, quick in (("mix_rl", "mopd"), ("mix_rl_3x", "mopd"), ("mix_rl_6x", "mopd_2x")):
         seeds = study.seeds_of(slow, quick) if {slow, quick} <= set(arms) else []
         if seeds:
             both = [[reached(study, name, seeds, level) for name in (slow, quick)] for level in LEVELS]
@@ -126,7 +134,8 @@ def row_4(study: StudyFolder) -> list[Table]:
     note += "where only mopd did not get there. mopd's experts come on top."
     levels = [f"to Norm ≥ {level:g}" for level in LEVELS]
     models = {name: arm(name) for name in ["mopd", "mix_rl", "mix_rl_3x", *known(study, "mopd_2x", "mix_rl_6x")]}
-    pairs = [("mopd", "mix_rl"), ("mopd", "mix_rl_3x")] + ([("mopd_2x", "mix_rl_6x")] if "mopd_2x" in models else [])
+    pairs = [("mopd", "mix_rl"), ("mopd", "mix_rl_3x")]
+    pairs += [("mopd_2x", "mix_rl_6x"), ("mopd", "mix_rl_6x")] if "mopd_2x" in models else []
     later = "Of the latest evaluation by then."
     return [
         Table("sequences until the teachers are reached", ["arm", "seeds", *levels, "experts' sequences"], fast, note),
@@ -248,9 +257,11 @@ def row_8(study: StudyFolder) -> list[Table]:
         "student, round 1": arm("mopd"),
         "experts, round 2": own_domains({domain: arm(f"second_{domain}") for domain in study.domains}),
         "student, round 2": arm("second_round"),
+        "round 1, twice as long": arm("mopd_2x"),
     }
     pairs = [("experts, round 2", "experts, round 1"), ("student, round 2", "student, round 1")]
     pairs += [("experts, round 2", "student, round 1"), ("student, round 2", "experts, round 2")]
+    pairs += [("student, round 2", "round 1, twice as long")]
     note = "s̃ against the origin and the experts of round 1 throughout. Experts answer for their own domains."
     return [
         normalised(study, "two rounds", models, note),

@@ -223,16 +223,19 @@ def row_16(study: StudyFolder) -> list[Table]:
     others: dict[str, Pick] = {
         **{f"copd, branch {domain}": branch("copd", domain) for domain in study.domains},
         "independent, merged": arm("independent"),
-        **{name: arm(name) for name in [*STATIC, "mix_rl", "mopd"]},
+        "independent, merged, at copd's rate": arm("independent_3e-4"),
+        **{name: arm(name) for name in [*STATIC, "mix_rl", "mopd", "mopd_full"]},
     }
     note = "All arms have the same sequences in total, the experts that they read included; the experts of 100 steps, "
     note += "fewer. The matched experts are independent's branches. Experts and 'each on its own' are two models, each "
     note += "asked about its own domain."
     every = merged | branches | alone | others
+    full = {"copd_full, merged": arm("copd_full"), "mopd_full": arm("mopd_full")}
     return [
         raw(study, "scores", {"origin": origin} | every, note),
         normalised(study, "what is recovered of the experts of 100 steps", merged | others),
         differences(study, "copd, merged, minus", every, [("copd, merged", name) for name in alone | others]),
+        differences(study, "both with the whole vocabulary", full, [("copd_full, merged", "mopd_full")]),
         differences(study, "copd's branches minus", every, [(next(iter(branches)), name) for name in alone]),
     ]
 

@@ -20,7 +20,7 @@ from onepolicy.session import Session
 from onepolicy.teachers import annotate_disagreement
 from onepolicy.tiny import from_scratch
 from onepolicy.types import Sample, TokenScores
-from tests.runs import SCRATCH, checkpoint, run_of, same, settings, weights
+from tests.runs import DOMAINS, SCRATCH, checkpoint, run_of, same, settings, weights
 from tests.tiny_models import plain_logprobs, sample
 
 
@@ -180,12 +180,13 @@ def test_masking_where_nobody_can_disagree_is_refused(tmp_path: Path) -> None:
 
 
 def test_staleness_is_that_of_the_last_inner_update(tmp_path: Path) -> None:
-    one = rows(tmp_path, "rlvr", "one", optim={"learning_rate": 3e-2})
-    four = rows(tmp_path, "rlvr", "four", optim={"learning_rate": 3e-2}, inner_updates=4)
+    fast: dict[str, Any] = {"domains": {"early": DOMAINS["early"]}, "optim": {"learning_rate": 3e-2}}
+    one = rows(tmp_path, "rlvr", "one", **fast)
+    four = rows(tmp_path, "rlvr", "four", **fast, inner_updates=4)
     assert all(row["rollout_kl"] == pytest.approx(0, abs=1e-6) and "rollout_kl_last" not in row for row in one)
     for row in four:
         assert row["rollout_kl_last"] > row["rollout_kl"] > 1e-4
-        assert row.keys() & {"rollout_kl_last/early", "rollout_kl_last/late"}
+        assert "rollout_kl_last/early" in row
     assert sum(row["clipped_last"] for row in four) > sum(row["clipped"] for row in four) > 0
     taught = rows(tmp_path, "mopd", "taught", optim={"learning_rate": 3e-2}, inner_updates=4)
     assert sum(row["distill_clipped_last"] for row in taught) > sum(row["distill_clipped"] for row in taught) > 0
