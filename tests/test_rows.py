@@ -136,7 +136,7 @@ def test_the_page_says_what_is_measured_judged_and_missing(runs):
     assert "| mix\\_rl | 0 | – | – |" in text
     assert "**reproduced**: Because." in text and text.count("*not judged yet*") == len(
         rows.ROWS
-    )  # one is, and one is no row
+    )  # and the real domains
 
 
 @pytest.mark.parametrize(
