@@ -139,6 +139,7 @@ def test_the_defaults_of_mopd_are_the_vetted_ones() -> None:
         "outcome_weight.start": 0,
         "outcome_weight.end": 0,
         "outcome_weight.steps": 1,
+        "plateau": None,
         "advantage": "grpo",
         "turn_weight": 0.0,
         "inner_updates": 1,
@@ -215,6 +216,14 @@ def test_gspo_clips_as_its_paper_does_unless_told_otherwise() -> None:
         (MOPD | {"outcome_weight": 0.5}, "use rollout.n >= 2, or outcome_weight 0"),
         (MOPD | {"distill_weight": 0}, "nothing trains: raise one of them"),
         (MOPD | {"outcome_weight": -1}, "outcome_weight.start: Input should be greater than or equal to 0 (got -1)"),
+        (MOPD | {"plateau": {}}, "distill_weight (1) and outcome_weight (0) never change: give one of them as {start"),
+        (
+            MOPD | {"plateau": {}, "distill_weight": {"start": 0, "end": 1, "steps": 9}},
+            "distill_weight starts at 0, so it would wait for ever: raise distill_weight.start, or remove plateau",
+        ),
+        (MOPD | {"plateau": {"patience": 0}}, "plateau.patience: Input should be greater than 0 (got 0)"),
+        (MOPD | {"plateau": {"tolerance": 1}}, "plateau.tolerance: Input should be less than 1 (got 1)"),
+        (MOPD | {"plateau": {"patient": 3}}, "plateau.patient: unknown key: did you mean 'patience'?"),
         (MOPD | {"inner_updates": 300}, "lower inner_updates or raise rollout.prompts"),
     ],
 )

@@ -262,7 +262,9 @@ DEMANDING: dict[str, dict[str, Any]] = {
     "sft": {"optim": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 3}},
     "rlvr": {"max_draws": 2, "inner_updates": 2, "reference_kl": 0.1, "loss": {"importance": {"mode": "truncate"}}},
     "mopd": {
+        "distill_weight": {"start": 1, "end": 0.5, "steps": 10},
         "outcome_weight": {"start": 1, "end": 0, "steps": 10},
+        "plateau": {"patience": 3, "decay": 0.5},
         "rollout": {"prompts": 8, "n": 2, "max_new_tokens": 4},
         "inner_updates": 2,
         "loss": {"distill": {"estimator": "full"}},

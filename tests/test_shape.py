@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"runfolder", "engines"},
     {"models", "diagnostics", "written", "jobs"},
     {"teachers", "learner"},
-    {"rollout", "preflight", "policy", "balancing", "mergefiles"},
+    {"rollout", "preflight", "policy", "balancing", "annealing", "mergefiles"},
     {"session", "forecast", "gradients"},
     {"exam", "drift"},
     {"recipes", "report"},

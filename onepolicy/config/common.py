@@ -166,7 +166,11 @@ class CheckpointConfig(Strict):
 
 
 class ScheduleConfig(Strict):
-    """A weight that goes linearly from `start` to `end` over `steps`; a plain number stays as it is."""
+    """A weight that goes linearly from `start` to `end` over `steps`; a plain number stays as it is.
+
+    By step it is TGPO's rule (arXiv 2605.13230: 2e-3 to 0 over 200 steps) and, for a distillation weight from 1 to 0,
+    that of SAF (arXiv 2607.29209) when `plateau` says when the first of the steps is.
+    """
 
     start: NonNegativeFloat
     end: NonNegativeFloat
@@ -183,6 +187,18 @@ class ScheduleConfig(Strict):
     @property
     def largest(self) -> float:
         return max(self.start, self.end)
+
+
+class PlateauConfig(Strict):
+    """Schedules begin once the logged reverse KL has stopped falling (SAF, arXiv 2607.29209), not at the first step.
+
+    It has when its running mean (with `decay`) has not come below its lowest by more than a part `tolerance` of it, for
+    `patience` steps. The three values are this project's choice.
+    """
+
+    patience: PositiveInt = 10
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
 
 class FolderConfig(Strict):

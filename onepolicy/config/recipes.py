@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from onepolicy.config.common import (
+    PlateauConfig,
     RolloutConfig,
     RunConfig,
     ScheduleConfig,
@@ -137,13 +138,17 @@ class CheckConfig(ProbeConfig):
 
 
 class MopdConfig(TaughtConfig, DiagnosedConfig):
-    """Stage 3: multi-teacher on-policy distillation."""
+    """Stage 3: multi-teacher on-policy distillation.
+
+    With a `plateau` both weights stay at their `start` until the KL to the teachers is flat, and move from there on.
+    """
 
     recipe: Literal["mopd"] = "mopd"
     rollout: MopdRolloutConfig = MopdRolloutConfig()
     loss: LossConfig = LossConfig()
     distill_weight: ScheduleConfig = ScheduleConfig(start=1, end=1, steps=1)
     outcome_weight: ScheduleConfig = ScheduleConfig(start=0, end=0, steps=1)
+    plateau: PlateauConfig | None = None
     advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = "grpo"
     turn_weight: NonNegativeFloat = Field(0.0, description="of turns' rewards, as part of the outcome term")
     inner_updates: PositiveInt = 1
@@ -159,10 +164,25 @@ class MopdConfig(TaughtConfig, DiagnosedConfig):
             )
         if self.distill_weight.largest == 0 and self.outcome_weight.largest == 0:
             raise ValueError("distill_weight and outcome_weight are both 0, so nothing trains: raise one of them")
+        if self.plateau is not None:
+            _something_to_wait_for(self.distill_weight, self.outcome_weight)
         _updates_fit(self.inner_updates, self.rollout)
         if self.loss.distill.weighting.max_disagreement is not None and len(self.teachers) == 1:
             raise ValueError("max_disagreement is given, but there is one teacher, who cannot disagree: remove it")
         return self
+
+
+def _something_to_wait_for(distill: ScheduleConfig, outcome: ScheduleConfig) -> None:
+    if distill.start == distill.end and outcome.start == outcome.end:
+        raise ValueError(
+            f"plateau is given, but distill_weight ({distill.start:g}) and outcome_weight ({outcome.start:g}) never "
+            "change: give one of them as {start: 1, end: 0, steps: 100}, or remove plateau"
+        )
+    if distill.start == 0:
+        raise ValueError(
+            "plateau waits for the KL of what is distilled, but distill_weight starts at 0, so it would wait for ever: "
+            "raise distill_weight.start, or remove plateau"
+        )
 
 
 class ExchangeConfig(Strict):

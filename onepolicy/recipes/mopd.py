@@ -10,6 +10,7 @@ top-k, or the whole vocabulary (`loss.distill.estimator`). Hard routing by domai
 
 from __future__ import annotations
 
+from onepolicy.annealing import Plateau
 from onepolicy.balancing import Balancer
 from onepolicy.config import MopdConfig
 from onepolicy.drift import Drift
@@ -28,23 +29,32 @@ def mopd(config: MopdConfig) -> None:
         drift = Drift(session, config, teachers)
         balancer = Balancer(config.balance, list(config.domains))
         session.remembered["balance"] = balancer
+        plateau = Plateau(config.plateau)
+        if config.plateau is not None:
+            session.remembered["plateau"] = plateau
 
         for step in session.steps():
             tasks = session.mixture.draw(config.rollout.prompts)
             samples = session.rollout(tasks, config.rollout.n, step)
-            annotate_distillation(samples, teachers, config, step)
+            clock = plateau.clock(step)
+            annotate_distillation(samples, teachers, config, clock)
             shares = balancer.annotate(samples)
             gaps = drift.measure(step, samples)
             metrics = learn(session.learner, samples, config.inner_updates)
-            session.log(step, samples, metrics | shares | gaps)
+            mixing = {
+                "distill_weight": config.distill_weight.at(clock),
+                "outcome_weight": config.outcome_weight.at(clock),
+            }
+            mixing |= plateau.observe(step, metrics)
+            session.log(step, samples, metrics | shares | gaps | mixing)
         session.finish(session.policy)
 
 
-def annotate_distillation(samples: list[Sample], teachers: Routed, config: MopdConfig, step: int) -> None:
+def annotate_distillation(samples: list[Sample], teachers: Routed, config: MopdConfig, clock: int) -> None:
     """What the domain's teacher says about each sample, its outcome advantage, and how much either counts."""
     for sample, scores in zip(samples, teachers.score(samples, wanted(config.loss.distill)), strict=True):
         sample.teacher = scores
-        sample.weights = Weights(pg=config.outcome_weight.at(step), distill=config.distill_weight.at(step))
+        sample.weights = Weights(pg=config.outcome_weight.at(clock), distill=config.distill_weight.at(clock))
     if config.loss.distill.weighting.max_disagreement is not None:
         annotate_disagreement(samples, teachers)
     annotate_advantages(samples, config.advantage, config.turn_weight)
