@@ -106,6 +106,8 @@ def trusted(sample: Sample) -> Array:
 
     Where it is true, the sampled advantage log t - log p is kept; elsewhere the loss is forward KL over the teacher's
     top-k. Of the paper's parts this is the trust region and its outliers; guidance by teacher prefixes is not in it.
+    Not the plain Σ t log(t/p) over the top-k, but corrected by -t + p (`divergences.topk_forward_kl`), because the
+    plain sum has a gradient even at p = t, which moves the tail's mass into the top-k.
     """
     teacher_R, student_R = _logprobs(sample)
     return (teacher_R - student_R).clamp(max=0.0).exp().numpy() > uniforms(sample)
