@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from onepolicy.config import ConfigError, MopdConfig, RlvrConfig, SftConfig, parse_run
+from onepolicy.config import ConfigError, MopdConfig, RlvrConfig, SftConfig, load_study, parse_run
 from onepolicy.config.file import load_run, read_yaml, set_dotted
+from onepolicy.config.plan import plan
 
 MATH = {"tasks": {"kind": "letters", "task": "add"}}
 BASE: dict[str, Any] = {"output": "runs/x", "model": "origin", "domains": {"math": MATH}, "steps": 10}
@@ -90,7 +91,7 @@ LOSS_DEFAULTS = {
     "loss.distill.transform": "clip",
     "loss.distill.max_signal": 5.0,
     "loss.distill.power": 5.0,
-    "loss.distill.refresh": True,
+    "loss.distill.refresh": False,
     "loss.distill.weighting.position": 0.0,
     "loss.distill.weighting.turn_cap": None,
     "loss.distill.weighting.max_disagreement": None,
@@ -254,12 +255,42 @@ def test_nonsense_is_refused_in_words_that_name_the_fix(data: dict[str, Any], me
         ({"estimator": "full", "signal": "forward"}, "use estimator: sampled, not full"),
         ({"signal": "forward", "transform": "power"}, "drop signal: forward, or use another transform"),
         ({"estimator": "topk", "transform": "normalise"}, "use estimator: sampled, not topk"),
+        ({"estimator": "k2", "refresh": True}, "k2 looks at the student's current log-probs anyway: remove it"),
+        ({"estimator": "full", "refresh": True}, "or use estimator: sampled"),
+        (
+            {"transform": "none", "max_signal": 3},
+            "max_signal=3 has no effect on transform none: remove it, or use clip",
+        ),
+        ({"power": 2}, "power=2 has no effect on transform clip: remove it, or use power"),
+        ({"estimator": "topk", "max_signal": 3}, "max_signal shape the sampled signal, which topk does not use"),
+        (
+            {"estimator": "k3", "transform": "power", "power": 2},
+            "transform shape the sampled signal, which k3 does not",
+        ),
         ({"weighting": {"turn_cap": 0.5}}, "weighting.turn_cap: Input should be greater than or equal to 1"),
     ],
 )
 def test_a_distillation_that_cannot_work_is_refused(distill: dict[str, Any], fix: str) -> None:
     message = faults(MOPD | {"loss": {"distill": distill}})
     assert message.startswith("loss.distill") and fix in message
+
+
+@pytest.mark.parametrize(
+    "distill",
+    [
+        {"refresh": True},
+        {"estimator": "trust_region", "refresh": True},
+        {"estimator": "trust_region", "max_signal": 3},
+        {"transform": "normalise", "max_signal": 3},
+        {"transform": "power", "power": 2},
+        {"estimator": "full", "transform": "log_compress", "weighting": {"position": 0.5}},
+        {"estimator": "topk", "max_signal": 3, "weighting": {"position": 0.5}},
+    ],
+)
+def test_options_that_have_an_effect_are_taken(distill: dict[str, Any]) -> None:
+    config = parse_run(MOPD | {"loss": {"distill": distill}})
+    assert isinstance(config, MopdConfig)
+    assert config.loss.distill.model_dump(include=set(distill), exclude_unset=True) == distill
 
 
 def test_every_fault_gets_a_line_of_its_own() -> None:
@@ -414,3 +445,18 @@ def test_the_teacher_self_is_the_model_that_the_run_starts_from(teacher: object)
     with pytest.raises(ConfigError, match="a teacher is a checkpoint"):
         scratch = {"scratch": {"architecture": {}, "alphabet": "ab"}}
         parse_run(MOPD | {"model": scratch, "teachers": {"math": teacher}})
+
+
+STUDIES = Path(__file__).parent.parent / "studies"
+
+
+@pytest.mark.parametrize("name", ["apart", "clash", "coevolve", "real", "tune_apart", "tune_clash", "tune_coevolve"])
+def test_our_studies_are_valid_and_say_which_of_several_updates_refresh(name: str) -> None:
+    found = {
+        run.name.rpartition("/")[2]: run.config.loss.distill.refresh
+        for run in plan(load_study(STUDIES / f"{name}.yaml"))
+        if isinstance(run.config, MopdConfig) and run.config.inner_updates > 1
+    }
+    fresh, stale = ["updates_2", "updates_4", "updates_8", "ladder_refresh"], ["updates_4_stale", "updates_8_stale"]
+    stale += ["ladder_naive", "ladder_share", "ladder_gap"]
+    assert found == (dict.fromkeys(fresh, True) | dict.fromkeys(stale, False) if name == "clash" else {})

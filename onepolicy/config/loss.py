@@ -79,6 +79,8 @@ class DistillConfig(Strict):
     signal     the divergence whose gradient the sampled advantage estimates (OPD+, arXiv 2606.01039)
     transform  of the sampled signal: clip to ±max_signal, log_compress, power (PowerOPD), none;
                normalise: clip, then centre and scale over the batch of an update (GNDPO)
+    refresh    at each of several inner updates, take the sampled signal from the student's current log-probs, not from
+               those before the first (Open-MOPD, arXiv 2608.19098); no other estimator looks back
     """
 
     estimator: Literal["sampled", "k1", "k2", "k3", "topk", "full", "argmax", "trust_region"] = "sampled"
@@ -91,7 +93,7 @@ class DistillConfig(Strict):
     transform: Literal["clip", "log_compress", "power", "normalise", "none"] = "clip"
     max_signal: PositiveFloat = 5.0
     power: PositiveFloat = 5.0
-    refresh: bool = Field(True, description="at each of several inner updates, use the student's current log-probs")
+    refresh: bool = False
     weighting: WeightingConfig = WeightingConfig()
 
     @property
@@ -158,6 +160,31 @@ class DistillConfig(Strict):
         if self.transform == "normalise" and estimator != "sampled":
             raise ValueError(
                 f"normalise is of the sampled advantage over a batch: use estimator: sampled, not {estimator}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_options_without_effect(self) -> Self:
+        estimator = self.estimator
+        is_advantage = estimator in ("sampled", "trust_region")
+        if self.refresh and not is_advantage:
+            raise ValueError(
+                f"refresh is of the sampled signal, and {estimator} looks at the student's current log-probs anyway: "
+                "remove it, or use estimator: sampled"
+            )
+        if self.max_signal != 5 and self.transform not in ("clip", "normalise"):
+            raise ValueError(
+                f"max_signal={self.max_signal:g} has no effect on transform {self.transform}: remove it, or use clip"
+            )
+        if self.power != 5 and self.transform != "power":
+            raise ValueError(
+                f"power={self.power:g} has no effect on transform {self.transform}: remove it, or use power"
+            )
+        shapes = {"transform": self.transform != "clip", "max_signal": self.max_signal != 5}
+        if any(shapes.values()) and not (is_advantage or self.weighting.position):
+            raise ValueError(
+                f"{' and '.join(name for name in shapes if shapes[name])} shape the sampled signal, which {estimator} "
+                "does not use but in weighting.position: remove that, or use estimator: sampled"
             )
         return self
 
