@@ -179,5 +179,5 @@ def _other_weights(config: Rehearsed) -> list[str]:
     if config.balance.kind == "none":
         return ["loss.reduction=sequence", "balance.kind=share"]
     if config.loss.reduction == "sequence":
-        return ["balance.kind=none"]
-    return ["balance.targets=null"] if config.balance.kind == "share" else ["balance.kind=share"]
+        return ["balance={kind: none}"]  # whole: what only the present kind has goes with it
+    return ["balance.targets=null"] if config.balance.kind == "share" else ["balance={kind: share}"]

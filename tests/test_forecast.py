@@ -11,6 +11,7 @@ import pytest
 
 from onepolicy import recipes
 from onepolicy.config import MopdConfig, ReinforcedConfig, parse_run
+from onepolicy.config.file import set_dotted
 from onepolicy.forecast import DomainForecast, Rehearsed, forecast
 from onepolicy.recipes.rlvr import annotate_reinforcement
 from onepolicy.rehearsal import rehearse
@@ -75,7 +76,7 @@ UNEVEN = [*answers("short", 2, [[0], [1]], 0.5), *answers("long", 38, [[0], [1]]
         ("token", "none", [0.05, 0.95], ["starves", "fine"], ("loss.reduction=sequence", "balance.kind=share")),
         ("token", "share", [0.5, 0.5], ["fine", "fine"], ()),
         # the share weights 10 and 10/19 on top of equal prompts: the *long* domain starves
-        ("sequence", "share", [0.95, 0.05], ["fine", "starves"], ("balance.kind=none",)),
+        ("sequence", "share", [0.95, 0.05], ["fine", "starves"], ("balance={kind: none}",)),
     ],
 )
 def test_a_short_domain_starves_by_tokens_and_a_long_one_by_balancing_twice(
@@ -97,6 +98,24 @@ def test_the_warning_names_lengths_and_shares() -> None:
         "domain 'short' would get 5.0% of the update for 50.0% of the prompts: its answers have 2 tokens, those of "
         "'long' 38, and under loss.reduction: token every token counts the same"
     )
+
+
+@pytest.mark.parametrize(
+    ("reduction", "balance", "kind"),
+    [
+        ("sequence", {"kind": "share", "targets": {"short": 1, "long": 1}}, "none"),
+        ("token", {"kind": "gap", "alpha": -9}, "share"),
+    ],
+)
+def test_what_is_advised_against_a_balance_is_a_valid_configuration(
+    reduction: str, balance: dict[str, Any], kind: str
+) -> None:
+    samples = [*answers("short", 2, [[0]], 0.1), *answers("long", 38, [[0]], -0.3)]
+    data = {"loss": {"reduction": reduction}, "balance": balance}
+    (change,) = [c for one in forecast(config("mopd", **data), HALF, samples) for c in one.changes]
+    assert change == f"balance={{kind: {kind}}}"
+    set_dotted(data, change)
+    assert told(forecast(config("mopd", **data), HALF, samples), "verdict") == ["fine", "fine"]
 
 
 def test_the_balance_that_is_configured_is_the_one_foretold() -> None:
