@@ -1,11 +1,12 @@
 """Which domain will starve, told before training from the starting model's answers to a few prompts of each domain.
 
 With p_d a domain's part of the prompts, L_d the mean length of its answers and q_d the part of its groups whose rewards
-differ (in reinforcement learning the others have no gradient; else q_d = 1), its part of the update is predicted as
+differ (where rewards are all that is learnt from, the others have no gradient; else q_d = 1), its part of the update is
 
     u_d = w_d·b_d·q_d / Σ      b_d = p_d·L_d / Σ under `loss.reduction: token`, p_d under `sequence`;  w_d: `balance`
 
-Lengths and rewards change as the policy learns: this is how the run begins. The size of the signal is not in it.
+Answers that `overlong: mask` leaves out are 0 in b_d; groups of nothing else are not in q_d. Lengths and rewards change
+as the policy learns: this is how the run begins. The size of the signal is not in it.
 """
 
 from __future__ import annotations
@@ -62,11 +63,12 @@ def _together(config: Rehearsed, prompts: Mapping[str, float], samples: Sequence
     signals = signals_of(samples, list(prompts))
     balancer.observe(signals)
     weights = balancer.weights(tokens, signals)
-    counted = tokens if config.loss.reduction == "token" else prompts
+    counted = {domain: prompts[domain] * _size(config, mine[domain]) for domain in prompts}
     base = shares({domain: weights[domain] * counted[domain] for domain in prompts})
     contrast = {domain: _contrast(config, mine[domain]) for domain in prompts}
     # what a teacher says counts whether rewards differ or not
-    carrying = {domain: c for domain, c in contrast.items() if c is not None and isinstance(config, ReinforcedConfig)}
+    taught = isinstance(config, MopdConfig) and config.distill_weight.largest > 0
+    carrying = {domain: c for domain, c in contrast.items() if c is not None and not taught}
     update = shares({domain: base[domain] * carrying.get(domain, 1.0) for domain in prompts})
     result = []
     for domain, share in prompts.items():
@@ -74,14 +76,18 @@ def _together(config: Rehearsed, prompts: Mapping[str, float], samples: Sequence
         reward = float(np.mean([s.reward for s in mine[domain] if s.reward is not None]))
         verdict: Verdict = "fine"
         warnings, changes = [], []
+        kept = float(np.mean([_counts(config, sample) for sample in mine[domain]]))
         if found is not None and found < config.check.warn_contrast:
             verdict = "no signal" if domain in carrying else "fine"
-            warnings.append(_no_contrast(domain, found, reward))
-            changes += _more_contrast(config, domain, reward)
+            warnings.append(_no_contrast(domain, found, reward) if kept else f"domain {domain!r}: {_masked(kept)}")
+            changes += _more_contrast(config, domain, reward) if kept else _fewer_masked(config, domain)
         if verdict == "fine" and update[domain] < config.check.warn_starved * share:
             verdict = "starves"
             part = f"domain {domain!r} would get {update[domain]:.1%} of the update for {share:.1%} of the prompts: "
-            if base[domain] < config.check.warn_starved * share:
+            if kept < config.check.warn_starved:
+                warnings.append(part + _masked(kept))
+                changes += _fewer_masked(config, domain)
+            elif base[domain] < config.check.warn_starved * share:
                 warnings.append(part + _why_little(config, domain, weights[domain], lengths))
                 changes += _other_weights(config)
             else:
@@ -106,10 +112,34 @@ def _together(config: Rehearsed, prompts: Mapping[str, float], samples: Sequence
 
 
 def _contrast(config: Rehearsed, samples: Sequence[Sample]) -> float | None:
-    """The part of the groups whose rewards differ, where rewards are learnt from."""
+    """The part of the groups whose rewards differ, where rewards are learnt from; 0 if all answers are masked."""
     if isinstance(config, MopdConfig) and not config.outcome_weight.largest:
         return None
-    return float(np.mean([len({sample.reward for sample in group}) > 1 for group in groups_of(samples)]))
+    groups = [group for group in groups_of(samples) if any(_counts(config, sample) for sample in group)]
+    return sum(len({sample.reward for sample in group}) > 1 for group in groups) / max(1, len(groups))
+
+
+def _counts(config: Rehearsed, sample: Sample) -> bool:
+    """Whether the update sees it. mopd masks none: a weight of 0 there is a schedule's, which may rise."""
+    return isinstance(config, MopdConfig) or sample.weights.pg != 0
+
+
+def _size(config: Rehearsed, samples: Sequence[Sample]) -> float:
+    """What an answer counts in the mean that the loss is: 1 or its tokens, and nothing if it is masked."""
+    by_tokens = config.loss.reduction == "token"
+    return float(np.mean([(sample.length if by_tokens else 1) * _counts(config, sample) for sample in samples]))
+
+
+def _masked(kept: float) -> str:
+    return (
+        f"{1 - kept:.0%} of its answers are cut off at max_new_tokens, and overlong: mask leaves those out of the "
+        "update; let them get longer, or keep them"
+    )
+
+
+def _fewer_masked(config: Rehearsed, domain: str) -> list[str]:
+    limit = config.domains[domain].max_new_tokens or config.rollout.max_new_tokens
+    return [f"domains.{domain}.max_new_tokens={2 * limit}", "overlong=keep"]
 
 
 def _no_contrast(domain: str, contrast: float, reward: float) -> str:
@@ -149,5 +179,5 @@ def _other_weights(config: Rehearsed) -> list[str]:
     if config.balance.kind == "none":
         return ["loss.reduction=sequence", "balance.kind=share"]
     if config.loss.reduction == "sequence":
-        return ["balance.kind=none"]
-    return ["balance.targets=null"] if config.balance.kind == "share" else ["balance.kind=share"]
+        return ["balance={kind: none}"]  # whole: what only the present kind has goes with it
+    return ["balance.targets=null"] if config.balance.kind == "share" else ["balance={kind: share}"]

@@ -17,7 +17,6 @@ there, KL does not. The foreign ones' scores were reached all the same, with thr
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -153,22 +152,23 @@ def _report(
 ) -> TeacherReport:
     levels = config.check
     far, strange = gap.reverse_kl > levels.warn_reverse_kl, gap.overlap < levels.warn_overlap
-    warnings, changes = [], []
+    warm = f"model=WARM/model (WARM: the output of a run of recipe offpolicy with teacher {name!r})"
+    warnings, changes = [], list[str]()
     if far:
         warnings.append(
             f"teacher {name!r} is {gap.reverse_kl:.3f} nats a token away from the student in {domain!r} "
             f"(warn above {levels.warn_reverse_kl}). In MOPD's runs teachers of the student's origin start near .04, "
             "foreign ones near .19 and are absorbed badly. If it has only come far from the student's origin, it will "
-            "take more steps: raise check.warn_reverse_kl"
+            "take more steps, or a student that is warmed up on its rollouts; else take one of the student's origin"
         )
-        changes.append(f"check.warn_reverse_kl={math.ceil(100 * gap.reverse_kl) / 100:g}")
+        changes = [f"steps={2 * config.steps}", warm]
     if strange:
         warnings.append(
             f"teacher {name!r} shares {gap.overlap:.0%} of its top {k} tokens with the student in {domain!r} (warn "
             f"below {levels.warn_overlap:.0%}): most likely its origin is another. Train it from the student's, or "
             "warm the student up on its rollouts"
         )
-        changes = [f"model=WARM/model (WARM: the output of a run of recipe offpolicy with teacher {name!r})"]
+        changes = [warm]
         if config.loss.distill.estimator == "topk":
             warnings.append(
                 f"top-k distillation from a teacher as far away as {name!r} collapsed in MOPD's runs (normalised score "

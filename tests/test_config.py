@@ -293,6 +293,40 @@ def test_options_that_have_an_effect_are_taken(distill: dict[str, Any]) -> None:
     assert config.loss.distill.model_dump(include=set(distill), exclude_unset=True) == distill
 
 
+@pytest.mark.parametrize(
+    ("balance", "fault"),
+    [
+        ({"alpha": 0.5}, "alpha=0.5 belongs to kind gap, not to none: remove it"),
+        ({"kind": "share", "alpha": -1}, "alpha=-1.0 belongs to kind gap, not to share: remove it"),
+        ({"kind": "dn", "alpha": 2}, "alpha=2.0 belongs to kind gap, not to dn: remove it"),
+        ({"targets": {"math": 1}}, "targets belong to kinds share and gap, not to none: remove them"),
+        ({"kind": "dn", "targets": {"math": 1}}, "targets belong to kinds share and gap, not to dn: remove them"),
+    ],
+)
+def test_an_option_of_another_balance_is_refused(balance: dict[str, Any], fault: str) -> None:
+    assert faults(MOPD | {"balance": balance}) == f"balance: {fault}"
+
+
+@pytest.mark.parametrize("method", ["average", "none"])
+def test_a_scale_is_refused_where_branches_are_not_added_up(method: str) -> None:
+    copd = BASE | {"recipe": "copd", "merge": {"method": method, "scale": 0.5}}
+    assert faults(copd) == f"merge: scale=0.5 belongs to method task_arithmetic, not to {method}: remove it"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"balance": {"kind": "share", "targets": {"math": 1}}},
+        {"balance": {"kind": "gap", "targets": {"math": 1}, "alpha": -1}},
+        {"recipe": "copd", "merge": {"method": "task_arithmetic", "scale": 0.5}},
+        {"recipe": "copd", "merge": {"method": "none"}},
+    ],
+)
+def test_options_where_they_belong_are_read_and_read_back(own: dict[str, Any]) -> None:
+    config = parse_run(BASE | {"recipe": "mix_rl"} | own)
+    assert parse_run(config.model_dump(mode="json")) == config
+
+
 def test_every_fault_gets_a_line_of_its_own() -> None:
     data = MOPD | {"stepz": 1, "steps": 0, "optim": {"beta1": 2}, "check": {"sample": 1}}
     assert sorted(faults(data).splitlines()) == [

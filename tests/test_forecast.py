@@ -11,11 +11,13 @@ import pytest
 
 from onepolicy import recipes
 from onepolicy.config import MopdConfig, ReinforcedConfig, parse_run
+from onepolicy.config.file import set_dotted
 from onepolicy.forecast import DomainForecast, Rehearsed, forecast
+from onepolicy.recipes.rlvr import annotate_reinforcement
 from onepolicy.rehearsal import rehearse
 from onepolicy.rollout import annotate_advantages
 from onepolicy.runfolder import read_rows
-from onepolicy.types import Sample, TokenScores
+from onepolicy.types import Sample, TokenScores, Weights
 from tests import tiny_models
 from tests.runs import DOMAINS, run_of
 
@@ -33,13 +35,24 @@ def config(recipe: str, **changes: Any) -> Rehearsed:
     return parsed
 
 
-def answers(domain: str, length: int, rewards: Sequence[Sequence[float]], signal: float | None = None) -> list[Sample]:
-    """A group per row of rewards, of answers of one length; `signal` is the teacher's log-ratio."""
+def answers(
+    domain: str,
+    length: int,
+    rewards: Sequence[Sequence[float]],
+    signal: float | None = None,
+    cut: Sequence[int] = (),
+) -> list[Sample]:
+    """A group per row of rewards, of answers of one length; `signal` is the teacher's log-ratio.
+
+    `cut` numbers the answers that were truncated.
+    """
     found = []
     for group, of_group in enumerate(rewards):
         for index, reward in enumerate(of_group):
             one = tiny_models.sample(2, length, domain=domain, seed=100 * len(domain) + group)
             one.index, one.reward = index, reward
+            one.finish = "length" if len(found) in cut else "stop"
+            one.weights = Weights(pg=1.0)
             if signal is not None:
                 one.teacher = TokenScores("t", one.logprobs_R + np.float32(signal))
             found.append(one)
@@ -63,7 +76,7 @@ UNEVEN = [*answers("short", 2, [[0], [1]], 0.5), *answers("long", 38, [[0], [1]]
         ("token", "none", [0.05, 0.95], ["starves", "fine"], ("loss.reduction=sequence", "balance.kind=share")),
         ("token", "share", [0.5, 0.5], ["fine", "fine"], ()),
         # the share weights 10 and 10/19 on top of equal prompts: the *long* domain starves
-        ("sequence", "share", [0.95, 0.05], ["fine", "starves"], ("balance.kind=none",)),
+        ("sequence", "share", [0.95, 0.05], ["fine", "starves"], ("balance={kind: none}",)),
     ],
 )
 def test_a_short_domain_starves_by_tokens_and_a_long_one_by_balancing_twice(
@@ -85,6 +98,24 @@ def test_the_warning_names_lengths_and_shares() -> None:
         "domain 'short' would get 5.0% of the update for 50.0% of the prompts: its answers have 2 tokens, those of "
         "'long' 38, and under loss.reduction: token every token counts the same"
     )
+
+
+@pytest.mark.parametrize(
+    ("reduction", "balance", "kind"),
+    [
+        ("sequence", {"kind": "share", "targets": {"short": 1, "long": 1}}, "none"),
+        ("token", {"kind": "gap", "alpha": -9}, "share"),
+    ],
+)
+def test_what_is_advised_against_a_balance_is_a_valid_configuration(
+    reduction: str, balance: dict[str, Any], kind: str
+) -> None:
+    samples = [*answers("short", 2, [[0]], 0.1), *answers("long", 38, [[0]], -0.3)]
+    data = {"loss": {"reduction": reduction}, "balance": balance}
+    (change,) = [c for one in forecast(config("mopd", **data), HALF, samples) for c in one.changes]
+    assert change == f"balance={{kind: {kind}}}"
+    set_dotted(data, change)
+    assert told(forecast(config("mopd", **data), HALF, samples), "verdict") == ["fine", "fine"]
 
 
 def test_the_balance_that_is_configured_is_the_one_foretold() -> None:
@@ -126,6 +157,51 @@ def test_a_teachers_signal_needs_no_rewards_that_differ() -> None:
     both = forecast(config("mopd", outcome_weight=0.5, rollout={"n": 2}), HALF, samples)
     assert told(both, "update_share") == [0.5, 0.5] and told(both, "verdict") == ["fine", "fine"]
     assert both[0].changes == ("rollout.n=4",) and "in 0% of the groups rewards differ" in both[0].warnings[0]
+
+
+def test_distillation_at_weight_0_is_reinforcement_learning_alone() -> None:
+    samples = [*answers("short", 3, [[0, 0]], 0.5), *answers("long", 3, [[0, 1]], 0.5)]
+    run: dict[str, Any] = {"outcome_weight": 1, "rollout": {"n": 2}}
+    short, long = forecast(config("mopd", distill_weight=0, **run), HALF, samples)
+    assert (short.contrast, short.update_share, short.verdict) == (0, 0, "no signal")
+    assert (long.contrast, long.update_share, long.verdict) == (1, 1, "fine")
+    later = {"start": 0, "end": 1, "steps": 9}
+    assert told(forecast(config("mopd", distill_weight=later, **run), HALF, samples), "verdict") == ["fine", "fine"]
+
+
+# -- masked answers ----------------------------------------------------------------------------------------------------
+
+
+def test_a_domain_whose_answers_are_all_masked_gets_no_update() -> None:
+    samples = [*answers("short", 3, [[0, 1]]), *answers("long", 9, [[0, 1], [0, 1]], cut=range(4))]
+    for reduction in ("token", "sequence"):
+        run = config("mix_rl", overlong="mask", loss={"reduction": reduction}, rollout={"max_new_tokens": 9})
+        assert isinstance(run, ReinforcedConfig)
+        annotate_reinforcement(samples, run)
+        short, long = forecast(run, HALF, samples)
+        assert (short.update_share, short.verdict, short.warnings) == (1, "fine", ())
+        assert (long.update_share, long.contrast, long.verdict) == (0, 0, "no signal")
+        assert long.changes == ("domains.long.max_new_tokens=18", "overlong=keep")
+        assert long.warnings == (
+            "domain 'long': 100% of its answers are cut off at max_new_tokens, and overlong: mask leaves those out of "
+            "the update; let them get longer, or keep them",
+        )
+
+
+@pytest.mark.parametrize(("reduction", "share"), [("sequence", 0.2), ("token", 3 / 7)])
+def test_masked_answers_count_in_neither_reduction(reduction: str, share: float) -> None:
+    """A quarter of the long answers is left: 1/4 against 1 by answers, 9/4 against 3 by tokens."""
+    samples = [*answers("short", 3, [[0, 1]]), *answers("long", 9, [[0, 1], [0, 1]], cut=range(1, 4))]
+    run = config("mix_rl", overlong="mask", loss={"reduction": reduction})
+    assert isinstance(run, ReinforcedConfig)
+    annotate_reinforcement(samples, run)
+    short, long = forecast(run, HALF, samples)
+    assert long.contrast == 1, "of the groups that are not masked as a whole"
+    assert [short.update_share, long.update_share] == pytest.approx([1 - share, share])
+    assert long.verdict == ("starves" if share < 0.25 else "fine")
+    if share < 0.25:
+        assert "would get 20.0% of the update for 50.0% of the prompts: 75% of its answers are cut" in long.warnings[0]
+        assert long.changes == ("domains.long.max_new_tokens=512", "overlong=keep")
 
 
 @pytest.mark.parametrize(("recipe", "changes"), [("copd", {}), ("cascade_rl", {"order": ["short", "long"]})])

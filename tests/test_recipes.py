@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from onepolicy import run
-from onepolicy.config import RlvrConfig
+from onepolicy.config import MixRlConfig, RlvrConfig
 from onepolicy.recipes.rlvr import draw_groups
 from onepolicy.runfolder import read_rows
 from onepolicy.session import Session, stream
@@ -127,6 +127,24 @@ def test_dynamic_sampling_puts_useful_groups_first_and_mixes_none(session: Sessi
         assert useful == sorted(useful, reverse=True)
         useful_of[name] = sum(useful)
     assert 0 < useful_of["one draw"] < useful_of["three draws"]
+
+
+def test_a_domain_with_more_contrast_does_not_take_the_others_prompts(tmp_path: Path) -> None:
+    """Shares 2 : 1, and `sort` is never solved: it keeps its third of the groups all the same."""
+    sort = {"tasks": {"kind": "letters", "task": "sort"}, "eval_size": 4}
+    domains = {"early": DOMAINS["early"] | {"share": 2}, "sort": sort}
+    config = run_of("mix_rl", tmp_path, domains=domains, rollout=ONE_LETTER | {"prompts": 7}, max_draws=6)
+    assert isinstance(config, MixRlConfig)
+    with Session(config, config.loss) as session:
+        batches = [draw_groups(session, config, step)[::2] for step in range(3)]
+        drawn_of = [[s.task.domain for s in batch].count("sort") for batch in batches]
+        state, cursors = session.mixture.state(), {name: d.cursor for name, d in session.mixture.domains.items()}
+    assert drawn_of == [2, 3, 2] and [len(batch) for batch in batches] == [7, 7, 7]
+    assert {name: one["drawn"] for name, one in state.items()} == {"early": 14, "sort": 7}
+    assert cursors["early"] > 20, "about half of the groups of `early` are replaced"
+    assert cursors["sort"] >= 6 * 7, "and those of `sort` each time"
+    first = [int(s.task.id.rpartition("/")[2]) for s in batches[0] if s.task.domain == "sort"]
+    assert first == [0, 1], "with no better ones, those drawn first are kept"
 
 
 def test_no_prompt_is_drawn_twice_and_none_more_than_needed(session: Session) -> None:

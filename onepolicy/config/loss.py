@@ -203,10 +203,20 @@ class BalanceConfig(Strict):
 
     share  every domain gets its target part of the token budget      gap  share, then more where |signal| is larger
     dn     less where the signal spreads more (arXiv 2609.35347)      none
-    `targets` are equal by default; `decay` is that of the running mean of |signal|.
+    `targets` (share, gap) are equal by default; `alpha` (gap) is the power of a domain's mean |signal| over the mean;
+    `decay` is that of the running mean, recorded under every kind.
     """
 
     kind: Literal["none", "share", "gap", "dn"] = "none"
     targets: dict[str, PositiveFloat] | None = None
     alpha: float = 1.0
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+    @model_validator(mode="after")
+    def _refuse_options_of_another_kind(self) -> Self:
+        # Careful: by value, not by what was given, for the file in a run's folder gives every default.
+        if self.targets is not None and self.kind not in ("share", "gap"):
+            raise ValueError(f"targets belong to kinds share and gap, not to {self.kind}: remove them")
+        if self.alpha != 1.0 and self.kind != "gap":
+            raise ValueError(f"alpha={self.alpha} belongs to kind gap, not to {self.kind}: remove it")
+        return self

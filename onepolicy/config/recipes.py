@@ -210,6 +210,12 @@ class BranchMergeConfig(Strict):
     method: Literal["average", "task_arithmetic", "none"] = "average"
     scale: PositiveFloat = 1.0
 
+    @model_validator(mode="after")
+    def _scale_belongs_to_task_arithmetic(self) -> Self:
+        if self.scale != 1.0 and self.method != "task_arithmetic":  # by value: a run's folder gives every default
+            raise ValueError(f"scale={self.scale} belongs to method task_arithmetic, not to {self.method}: remove it")
+        return self
+
 
 class CopdConfig(ReinforcedConfig):
     """Co-evolving policy distillation: one branch per domain; each cycle is `rl_steps`, then `opd_steps`."""

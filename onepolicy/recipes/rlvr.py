@@ -8,6 +8,8 @@ Options: Dr.GRPO, RLOO, MaxRL advantages; PPO, CISPO, REINFORCE, GSPO losses; dy
 
 from __future__ import annotations
 
+from collections import Counter
+
 from onepolicy.config import ReinforcedConfig, RlvrConfig
 from onepolicy.drift import Drift
 from onepolicy.policy import Policy
@@ -55,18 +57,28 @@ def draw_groups(
 ) -> list[Sample]:
     """`rollout.prompts` groups. Dynamic sampling: groups whose rewards are all equal carry no signal; replace them.
 
-    Up to `max_draws` batches are drawn; what is then still missing is filled with groups of equal rewards.
+    Up to `max_draws` batches are drawn; what is then still missing is filled with groups of equal rewards. Each domain
+    keeps the number of groups that the first batch gives it: one with more contrast does not crowd out the others.
     """
     useful: list[list[Sample]] = []
     equal: list[list[Sample]] = []
-    wanted = config.rollout.prompts
+    mixture = mixture or session.mixture
+    tasks = mixture.draw(config.rollout.prompts)
+    missing = Counter(task.domain for task in tasks)
     for draw in range(config.max_draws):
-        tasks = (mixture or session.mixture).draw(wanted - len(useful))
+        if draw:  # careful: not by `mixture.draw`: a replacement is nobody's turn, and the next batch is as it would be
+            tasks = [mixture.domains[name].draw() for name in missing.elements()]
         for group in groups_of(session.rollout(tasks, config.rollout.n, step, draw, policy)):
-            (useful if len({sample.reward for sample in group}) > 1 else equal).append(group)
-        if len(useful) == wanted:
+            differs = len({sample.reward for sample in group}) > 1
+            (useful if differs else equal).append(group)
+            missing[group[0].task.domain] -= differs
+        if not missing.total():
             break
-    groups = (useful + equal)[:wanted]
+    groups = list(useful)
+    for group in equal:
+        if missing[group[0].task.domain]:
+            missing[group[0].task.domain] -= 1
+            groups.append(group)
     for number, group in enumerate(groups):
         for sample in group:
             sample.group = number
