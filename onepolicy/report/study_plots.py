@@ -26,7 +26,9 @@ def intervals(
         return None
     series = list(dict.fromkeys(key for by_series in groups.values() for key in by_series))
     with plots.style():
-        canvas = plots.new_canvas(height=0.9 + max(0.32, 0.13 * len(series)) * len(groups))
+        canvas = plots.new_canvas(
+            height=0.7 + max(0.32, 0.13 * len(series)) * len(groups) + plots.legend_height(series)
+        )
         axes = canvas.subplots()
         ends = [value for e in every for value in (e.value, e.low, e.high) if np.isfinite(value)] + list(marks)
         low, high = min(ends), max(ends)
@@ -54,7 +56,7 @@ def intervals(
         axes.set(xlabel=xlabel, xlim=(low - 2 * pad, high + 2 * pad), ylim=(len(groups) - 0.4, -0.6))
         axes.grid(visible=False, axis="y")
         if len(series) > 1:
-            canvas.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6)
+            plots.legend(canvas, *axes.get_legend_handles_labels())
         return Figure(name, caption, plots.to_svg(canvas, name))
 
 
@@ -64,7 +66,7 @@ def heat_map(name: str, caption: str, rows: Sequence[str], columns: Sequence[str
 
     extent = max(1.0, float(np.nanmax(np.abs(values_RC))))
     with plots.style():
-        canvas = plots.new_canvas(height=1.2 + 0.36 * len(rows))
+        canvas = plots.new_canvas(height=1.2 + 0.27 * len(rows))
         axes = canvas.subplots()
         mesh = axes.pcolormesh(values_RC, cmap=colormaps["PuOr"], vmin=-extent, vmax=extent, linewidth=0.5)
         for row, values_C in enumerate(values_RC):
