@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def study_report(path: Path) -> tuple[Path, Path, Table]:
             tables.difference_table(study, {arm: difference(study, arm) for arm in others}),
             _differences(study, others),
         ),
-        _section("Every model", tables.raw_table(study, models), _interference(study, models)),
+        _section("Every model", tables.raw_table(study, models), interference("interference", {"": (study, models)})),
         _section("Seeds", tables.seeds_table(study, arms)),
         Section(
             "Cost and speed",
@@ -163,16 +164,21 @@ def _speed(study: StudyFolder, arms: list[str]) -> Figure | None:
     return plots.curves("speed", caption, panels, "cumulative sequences")
 
 
-def _interference(study: StudyFolder, models: dict[str, Scores]) -> Figure:
-    """What training on one domain, or distilling all, does to every domain."""
-    rows: dict[str, list[float]] = {}
-    for name, scores in models.items():
-        origin = scores_of(study, final([study.seeds[seed].origin for seed in scores.seeds]), scores.seeds)
-        rows[name] = [100 * (scores.raw[domain] - origin.raw[domain]) for domain in study.domains]
-    del rows["origin"]
+def interference(name: str, studies: Mapping[str, tuple[StudyFolder, Mapping[str, Scores]]]) -> Figure:
+    """What training on one domain, or distilling all, does to every domain: title → a study and its models."""
+    maps = []
+    for title, (study, models) in studies.items():
+        rows: dict[str, list[float]] = {}
+        for model, scores in models.items():
+            origin = scores_of(study, final([study.seeds[seed].origin for seed in scores.seeds]), scores.seeds)
+            rows[model] = [100 * (scores.raw[domain] - origin.raw[domain]) for domain in study.domains]
+        rows.pop("origin", None)
+        maps.append(study_plots.HeatMap(title, list(rows), study.domains, np.array(list(rows.values()))))
     caption = "Score minus the origin's, per domain, in points, mean over seeds: off an expert's own domain, what its "
-    caption += "training does to the others; for an arm, what integration does; below it, its branches or stages."
-    return study_plots.heat_map("interference", caption, list(rows), study.domains, np.array(list(rows.values())))
+    caption += "training does to the others; for an arm, what integration does."
+    if any(": " in row for shown in maps for row in shown.rows):
+        caption += " Below an arm: its branches or stages."
+    return study_plots.heat_maps(name, caption, maps)
 
 
 def _gaps(study: StudyFolder, arm: str) -> Figure | None:
