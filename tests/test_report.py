@@ -14,6 +14,7 @@ import pytest
 
 from onepolicy.evaluation import DomainScore, Estimate, Evaluation, Question
 from onepolicy.report import Report, pipeline_report, run_report, write_report
+from onepolicy.report.build import BUDGET, STALENESS, run_curves
 from onepolicy.report.folders import PipelineFolder, RunFolder
 from onepolicy.report.page import (
     LONGEST,
@@ -361,3 +362,18 @@ def test_thirty_six_lines_differ_in_colour_or_dash() -> None:
         if any(colour in style for colour in SERIES)
     ]
     assert len(styles) == len(set(styles)) == 36
+
+
+def test_a_run_draws_its_budget_and_staleness_where_they_were_logged() -> None:
+    """A key that no domain has is no panel; copd logs them per domain alone."""
+    keys = ("token_share", "budget", "signal", "rollout_kl", "gated")
+    metrics = [{"step": k} | {f"{key}/{d}": 0.1 * k for key in keys for d in ("a", "b")} for k in (1, 2, 3)]
+    run = RunFolder(Path("run"), {"domains": {"a": {}, "b": {}}}, {}, metrics, {}, [])
+    figures = {figure.name: figure.svg for figure in run_curves(run, "student-")}
+    assert list(figures) == ["student-budget", "student-staleness"]
+    titles = {
+        name: [label for label in (*BUDGET.values(), *STALENESS.values()) if label in svg]
+        for name, svg in figures.items()
+    }
+    assert titles["student-budget"] == [BUDGET[key] for key in ("token_share", "budget", "signal")]
+    assert titles["student-staleness"] == [STALENESS[key] for key in ("rollout_kl", "gated")]
