@@ -417,7 +417,10 @@ def test_a_figure_of_curves_draws_the_reference_and_the_arms_of_most_seeds(synth
     monkeypatch.setattr(study_page, "DRAWN", 1)
     assert drawn(study, arms) == ["mopd", "poor"]
     text = write_report(synthetic).markdown.read_text()
-    assert "the 1 with the highest Norm; not drawn: poor" in text.replace("\\", "")
+    assert (
+        "other than mopd, 1 are drawn: those with the most seeds, then the highest Norm; not drawn: poor."
+        in text.replace("\\", "")
+    )
     svg = (synthetic / "figures" / "speed.svg").read_text()
     assert ">mix_rl<" in svg and ">poor<" not in svg and 'id="FillBetweenPolyCollection' in svg
 

@@ -157,10 +157,8 @@ def _speed(study: StudyFolder, arms: list[str]) -> Figure | None:
     )
     caption += "alone is an arm without training."
     if left := [arm for arm in arms if arm not in chosen]:
-        caption += (
-            f" Drawn are the reference arm and, of those with the most seeds, the {DRAWN} with the highest Norm; "
-        )
-        caption += f"not drawn: {', '.join(left)}."
+        caption += f" Of the arms other than {study.reference}, {DRAWN} are drawn: those with the most seeds, then the "
+        caption += f"highest Norm; not drawn: {', '.join(left)}."
     return plots.curves("speed", caption, panels, "cumulative sequences")
 
 
