@@ -25,11 +25,12 @@ from tables import NONE, normalised, raw
 
 from onepolicy.report import plots
 from onepolicy.report.folders import RunFolder
+from onepolicy.report.intervals import Scores, arm_scores
 from onepolicy.report.page import inline, table_markdown
 from onepolicy.report.plots import Figure, Line, Panel
 from onepolicy.report.study import StudyFolder
-from onepolicy.report.study_page import HOW_TO_READ, phases
-from onepolicy.report.study_tables import experts_cost, spent
+from onepolicy.report.study_page import HOW_TO_READ, interference, phases
+from onepolicy.report.study_tables import experts_cost, order, spent
 from onepolicy.report.tables import Table, percent
 
 STUDIES = ("clash", "apart", "coevolve")
@@ -86,7 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     verdicts = read_verdicts(Path(__file__).with_name("verdicts.yaml"))
     found, missing = read_studies(options.runs)
-    figures = [figure for figure in (norm_figure(found), saw_tooth_figure(found)) if figure]
+    figures = [figure for figure in (interference_figure(found), norm_figure(found), saw_tooth_figure(found)) if figure]
     for figure in figures:
         (options.figures / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
     sys.stdout.write("\n\n".join(page(found, missing, verdicts, figures)) + "\n")
@@ -185,7 +186,7 @@ SEEDS = (
     "An interval of a number of a run (overlap, KL, shares: everything that is not a score) covers seeds alone: with "
     "three seeds it is, in effect, the smallest and the largest. s̃: normalised score. –: not there (yet), or undefined."
 )
-FIGURE_OF = {"4": "results-norm", "14": "results-overlap"}
+FIGURE_OF = {"1": "results-interference", "4": "results-norm", "14": "results-overlap"}
 
 
 def markdown(table: Table) -> list[str]:
@@ -271,6 +272,17 @@ def seeds_and_commands(found: dict[str, StudyFolder]) -> str:
     lines += ["- versions: " + ", ".join(f"{name} {version}" for name, version in info.items())] if info else []
     commands = [f"onepolicy compare studies/{name}.yaml" for name in (*SWEEPS, *STUDIES, REAL)]
     return "\n".join([*lines, "", "```", *commands, "python studies/rows.py runs > docs/results.md", "```"])
+
+
+def interference_figure(found: dict[str, StudyFolder]) -> Figure | None:
+    """The experts, and every method as row 1 orders them."""
+    studies: dict[str, tuple[StudyFolder, dict[str, Scores]]] = {}
+    for name, study in ((name, found[name]) for name in BOTH if name in found):
+        trained = {f"expert {domain}": measures.scores(study, measures.expert(domain)) for domain in study.domains}
+        methods = {arm: arm_scores(study, arm) for arm in (*claims.EQUAL, *claims.LONGER) if arm in study.arms}
+        models = {model: scores for model, scores in trained.items() if scores}
+        studies[name] = (study, models | {arm: methods[arm] for arm in order(methods)})
+    return interference("results-interference", studies) if studies else None
 
 
 def norm_figure(found: dict[str, StudyFolder]) -> Figure | None:

@@ -28,10 +28,10 @@ from onepolicy.config.file import read_config
 from onepolicy.config.plan import plan, upstream
 from onepolicy.evaluation import DomainScore, Evaluation, Question
 from onepolicy.jobs import Job, run_jobs
-from onepolicy.report import write_report
+from onepolicy.report import study_page, write_report
 from onepolicy.report.intervals import Draws, arm_scores, difference, reached
 from onepolicy.report.study import StudyFolder, means_SQ, points
-from onepolicy.report.study_page import phases
+from onepolicy.report.study_page import drawn, phases
 from tests.runs import run_of, same, weights
 
 SMOKE = Path(__file__).parent.parent / "studies" / "smoke.yaml"
@@ -408,6 +408,21 @@ def test_the_report_of_a_study_shows_who_wins_and_at_what_cost(synthetic):
     assert figures >= {"norm", "domains", "differences", "interference", "speed", "overlap-poor", "token-share"}
     page = report.html.read_text()
     assert page.count("<svg") == len(figures) and "<script" not in page
+
+
+def test_a_figure_of_curves_draws_the_reference_and_the_arms_of_most_seeds(synthetic, monkeypatch):
+    study, arms = StudyFolder.read(synthetic), ["mix_rl", "poor", "mopd"]  # the best first
+    assert drawn(study, arms) == ["mopd", "mix_rl", "poor"]
+    del study.seeds[0].arms["mix_rl"]
+    monkeypatch.setattr(study_page, "DRAWN", 1)
+    assert drawn(study, arms) == ["mopd", "poor"]
+    text = write_report(synthetic).markdown.read_text()
+    assert (
+        "other than mopd, 1 are drawn: those with the most seeds, then the highest Norm; not drawn: poor."
+        in text.replace("\\", "")
+    )
+    svg = (synthetic / "figures" / "speed.svg").read_text()
+    assert ">mix_rl<" in svg and ">poor<" not in svg and 'id="FillBetweenPolyCollection' in svg
 
 
 def test_distillation_phases_are_stretches_of_steps():

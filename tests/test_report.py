@@ -14,6 +14,7 @@ import pytest
 
 from onepolicy.evaluation import DomainScore, Estimate, Evaluation, Question
 from onepolicy.report import Report, pipeline_report, run_report, write_report
+from onepolicy.report.build import BUDGET, STALENESS, run_curves
 from onepolicy.report.folders import PipelineFolder, RunFolder
 from onepolicy.report.page import (
     LONGEST,
@@ -27,7 +28,7 @@ from onepolicy.report.page import (
     to_html,
     to_markdown,
 )
-from onepolicy.report.plots import Line, Panel, curves, scores, trailing_mean
+from onepolicy.report.plots import SERIES, Line, Panel, curves, scores, trailing_mean
 from onepolicy.report.tables import Table, cost_table, duration, score_interval, score_table
 
 DOMAINS = ("reverse", "sort", "count")
@@ -334,3 +335,45 @@ def test_numbers_are_written_for_readers() -> None:
 def test_importing_the_report_loads_neither_torch_nor_matplotlib() -> None:
     code = "import sys, onepolicy.report; print({'torch', 'matplotlib', 'jinja2'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_a_legend_of_forty_labels_takes_no_room_from_the_axes() -> None:
+    def axes_height(count: int) -> float:
+        names = [f"without_from_descend_{k}" for k in range(count)]
+        svg = curves("f", "", [Panel("y", [Line(n, np.arange(3.0), np.arange(3.0)) for n in names])], "step").svg
+        corners = re.search(r'id="axes_1">\s*<g id="patch_\d+">\s*<path d="([^"]+)"', svg)[1]
+        height = float(re.search(r'viewBox="0 0 \S+ (\S+)"', svg)[1])
+        places = [(float(x), float(y)) for x, y in re.findall(r'x="(\S+)" y="(\S+)" [^>]*>without', svg)]
+        places = places or [(float(x), float(y)) for x, y in re.findall(r'translate\((\S+) (\S+)\)">without', svg)]
+        assert len(places) == count and all(0 < x < 691 - 120 and 0 < y < height for x, y in places)
+        ys = [float(y) for y in re.findall(r"[ML] \S+ (\S+)", corners)]
+        return max(ys) - min(ys)
+
+    assert axes_height(40) == pytest.approx(axes_height(2), rel=0.1)
+
+
+def test_thirty_six_lines_differ_in_colour_or_dash() -> None:
+    lines = [Line(str(k), np.arange(3.0), np.arange(3.0)) for k in range(36)]
+    svg = curves("f", "", [Panel("y", lines)], "step").svg
+    drawn = svg[svg.index('id="axes_1"') : svg.index('id="legend_1"')]
+    styles = [
+        style
+        for style in re.findall(r'style="(fill: none; [^"]+)"', drawn)
+        if any(colour in style for colour in SERIES)
+    ]
+    assert len(styles) == len(set(styles)) == 36
+
+
+def test_a_run_draws_its_budget_and_staleness_where_they_were_logged() -> None:
+    """A key that no domain has is no panel; copd logs them per domain alone."""
+    keys = ("token_share", "budget", "signal", "rollout_kl", "gated")
+    metrics = [{"step": k} | {f"{key}/{d}": 0.1 * k for key in keys for d in ("a", "b")} for k in (1, 2, 3)]
+    run = RunFolder(Path("run"), {"domains": {"a": {}, "b": {}}}, {}, metrics, {}, [])
+    figures = {figure.name: figure.svg for figure in run_curves(run, "student-")}
+    assert list(figures) == ["student-budget", "student-staleness"]
+    titles = {
+        name: [label for label in (*BUDGET.values(), *STALENESS.values()) if label in svg]
+        for name, svg in figures.items()
+    }
+    assert titles["student-budget"] == [BUDGET[key] for key in ("token_share", "budget", "signal")]
+    assert titles["student-staleness"] == [STALENESS[key] for key in ("rollout_kl", "gated")]

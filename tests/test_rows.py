@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -137,6 +138,19 @@ def test_the_page_says_what_is_measured_judged_and_missing(runs):
     assert "**reproduced**: Because." in text and text.count("*not judged yet*") == len(
         rows.ROWS
     )  # and the real domains
+
+
+def test_the_heat_maps_say_what_training_does_elsewhere_and_stand_under_row_1(runs):
+    found, missing = rows.read_studies(runs)
+    figure = rows.interference_figure(found)
+    shown = re.findall(r">([^<>]+)</text>", figure.svg)
+    assert {"clash", "expert a", "expert b", "mopd", "average"} <= set(shown)
+    # experts 32 of 40 on their own domain and 0 elsewhere, mopd 32 and 26, average 14 and 20; the origin 8
+    cells = [text.replace("\N{MINUS SIGN}", "-") for text in shown if re.fullmatch(r"[+-]\d+\.\d", text)]
+    assert cells == ["+60.0", "-20.0", "-20.0", "+60.0", "+60.0", "+45.0", "+15.0", "+30.0"]
+    text = "\n".join(rows.page(found, missing, {}, [figure]))
+    assert text.index("## 1 ·") < text.index("(results-interference.svg)") < text.index("## 2 ·")
+    assert rows.interference_figure({}) is None
 
 
 @pytest.mark.parametrize(

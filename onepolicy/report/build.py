@@ -23,8 +23,20 @@ BEHAVIOUR = {
     "entropy": "entropy (nats per token)",
     "length": "response length (tokens)",
 }
-BUDGET = {"truncated": "truncated (share of responses)", "token_share": "share of trained tokens"}
+BUDGET = {
+    "truncated": "truncated (share of responses)",
+    "token_share": "share of trained tokens",
+    "budget": "share of the update's budget",
+    "signal": "mean |signal| (nats per token)",
+}
+STALENESS = {
+    "rollout_kl": "KL, writer to learner (nats)",
+    "clipped": "clipped, rewards (share)",
+    "distill_clipped": "clipped, teachers (share)",
+    "gated": "gated (share of tokens)",
+}
 UPDATE = {"loss": "loss", "grad_norm": "gradient norm"}
+STALE = "How far the policy that learns had moved from the one that wrote, and what the update left out for it."
 
 PROSE = "How to read this"
 HOW_TO_READ = (
@@ -124,7 +136,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
 
 
 def run_curves(run: RunFolder, prefix: str) -> list[Figure]:
-    """Behaviour and budget per domain, then the update as a whole, against the step."""
+    """Behaviour, budget and staleness per domain, then the update as a whole, against the step."""
 
     def per_domain(labels: dict[str, str]) -> list[Panel]:
         return [Panel(y, [Line(d, *run.curve(f"{key}/{d}")) for d in run.domains]) for key, y in labels.items()]
@@ -133,6 +145,7 @@ def run_curves(run: RunFolder, prefix: str) -> list[Figure]:
     return _drawn(
         plots.curves(f"{prefix}behaviour", "What the policy does, per domain.", per_domain(BEHAVIOUR), "step"),
         plots.curves(f"{prefix}budget", "Who gets the tokens, per domain.", per_domain(BUDGET), "step"),
+        plots.curves(f"{prefix}staleness", STALE, per_domain(STALENESS), "step"),
         plots.curves(f"{prefix}update", "The update as a whole.", update, "step"),
         gap_figure(f"{prefix}gaps", "How far the policy is from others.", run),
     )

@@ -27,6 +27,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P")
 INK, GRID = "#24292f", "#d9dee4"
 SHADE = "#9aa5b1"
 WIDTH = 9.6  # inches
+LEGEND_ROW, LEGEND_HANDLE, LETTER = 0.19, 0.55, 0.085  # inches, at the font size of `style`: generous
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def curves(name: str, caption: str, panels: Sequence[Panel], xlabel: str) -> Fig
     rows = -(-len(panels) // columns)
     one_quantity = len({panel.ylabel for panel in panels}) == 1
     with style():
-        canvas = new_canvas(height=0.5 + 2.4 * rows)
+        canvas = new_canvas(height=0.3 + 2.4 * rows + legend_height(labels))
         grid = canvas.subplots(rows, columns, squeeze=False, sharey=one_quantity)
         for axes, panel in zip(grid.flat, panels, strict=False):
             for line in panel.lines:
@@ -97,7 +98,7 @@ def curves(name: str, caption: str, panels: Sequence[Panel], xlabel: str) -> Fig
             axes.remove()
         handles = {h.get_label(): h for axes in canvas.axes for h in axes.get_lines()}
         if len(labels) > 1:
-            canvas.legend([handles[label] for label in labels], labels, loc="outside upper left", ncols=6)
+            legend(canvas, [handles[label] for label in labels], labels)
         smoothed = any(_window(line) > 1 for panel in panels for line in panel.lines)
         note = " Bold: trailing mean over 5% of the points; faint: every point." if smoothed else ""
         return Figure(name, caption + note, to_svg(canvas, name))
@@ -110,13 +111,14 @@ def _window(line: Line) -> int:
 def _draw(axes: Any, line: Line, place: int) -> None:
     """One curve, smoothed if it has many points."""
     number = place if line.style is None else line.style
-    # after a round through the colours, each has another dash than before
-    colour, dash = SERIES[number % len(SERIES)], DASHES[(number + number // len(SERIES)) % len(DASHES)]
+    # after a round through the colours, each has another dash and marker than before
+    again = number + number // len(SERIES)
+    colour, dash, mark = SERIES[number % len(SERIES)], DASHES[again % len(DASHES)], MARKERS[again % len(MARKERS)]
     if line.band is not None:
         axes.fill_between(line.x, *line.band, color=colour, alpha=0.18, linewidth=0)
     if _window(line) > 1:
         axes.plot(line.x, line.y, color=colour, linewidth=0.7, alpha=0.3, label="_raw")
-    smooth, marker = trailing_mean(line.y, _window(line)), MARKERS[number % len(MARKERS)] if len(line.y) == 1 else ""
+    smooth, marker = trailing_mean(line.y, _window(line)), mark if len(line.y) == 1 else ""
     axes.plot(line.x, smooth, color=colour, linestyle=dash, linewidth=1.7, marker=marker, label=line.label)
 
 
@@ -132,7 +134,7 @@ def scores(name: str, caption: str, models: dict[str, dict[str, Estimate]]) -> F
     """avg@n with intervals: domains along the axis, one marker per model."""
     domains = list(dict.fromkeys(domain for by_domain in models.values() for domain in by_domain))
     with style():
-        canvas = new_canvas(height=3.2)
+        canvas = new_canvas(height=3.0 + legend_height(list(models)))
         axes = canvas.subplots()
         for number, (model, by_domain) in enumerate(models.items()):
             offset = 0.16 * (number - (len(models) - 1) / 2)
@@ -144,7 +146,7 @@ def scores(name: str, caption: str, models: dict[str, dict[str, Estimate]]) -> F
         axes.set_xticks(range(len(domains)), domains)
         axes.set(ylabel="score, avg@n (%)", ylim=(-3, 103), xlim=(-0.6, len(domains) - 0.4))
         axes.grid(visible=False, axis="x")
-        canvas.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6)
+        legend(canvas, *axes.get_legend_handles_labels())
         return Figure(name, caption, to_svg(canvas, name))
 
 
@@ -182,6 +184,21 @@ def new_canvas(height: float) -> Canvas:
     from matplotlib.figure import Figure as Canvas
 
     return Canvas(figsize=(WIDTH, height), layout="constrained")
+
+
+def legend(canvas: Canvas, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Above the axes, in as many columns as the width holds."""
+    canvas.legend(handles, labels, loc="outside upper left", ncols=_legend_columns(labels))
+
+
+def legend_height(labels: Sequence[str]) -> float:
+    """Inches to add to a figure, so that its axes keep their size however many labels there are."""
+    return LEGEND_ROW * -(-len(labels) // _legend_columns(labels))
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    longest = LEGEND_HANDLE + LETTER * max((len(label) for label in labels), default=0)
+    return max(1, min(6, int(WIDTH / longest)))
 
 
 def to_svg(canvas: Canvas, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from onepolicy.report.plots import Figure, Line, Panel
 from onepolicy.report.study import StudyFolder, final, parts, points
 from onepolicy.report.tables import Table
 from onepolicy.types import Array
+
+DRAWN = 9  # arms beside the reference in one pair of axes: with more, nobody can tell the lines apart
+PANELS = 12  # in one figure: what a page holds
 
 HOW_TO_READ = (
     "All arms start from the same origin with the same seed, see the same tasks, and answer the same held-out "
@@ -44,7 +48,7 @@ def study_report(path: Path) -> tuple[Path, Path, Table]:
             tables.difference_table(study, {arm: difference(study, arm) for arm in others}),
             _differences(study, others),
         ),
-        _section("Every model", tables.raw_table(study, models), _interference(study, models)),
+        _section("Every model", tables.raw_table(study, models), interference("interference", {"": (study, models)})),
         _section("Seeds", tables.seeds_table(study, arms)),
         Section(
             "Cost and speed",
@@ -126,34 +130,53 @@ def _differences(study: StudyFolder, others: list[str]) -> Figure | None:
     return study_plots.intervals("differences", caption, groups, f"Norm minus {study.reference}'s", (0,))
 
 
+def drawn(study: StudyFolder, arms: list[str]) -> list[str]:
+    """The reference arm, and the others with the most seeds, of these the first: `arms` are the best first."""
+    others = sorted((arm for arm in arms if arm != study.reference), key=lambda arm: -len(study.seeds_of(arm)))
+    return [arm for arm in arms if arm == study.reference] + others[:DRAWN]
+
+
 def _speed(study: StudyFolder, arms: list[str]) -> Figure | None:
     """Mean score over cumulative sequences: after the experts exist, and with what they cost."""
+    chosen = drawn(study, arms)
     apart, included = [], []
-    for style, arm in enumerate(arms):
-        found = points(study, arm)
-        y = [100 * float(np.mean([list(e.means().values()) for e in point.evaluations])) for point in found]
-        x = [point.spent["sequences"] for point in found]
+    for style, arm in enumerate(chosen):
+        found, seeds = points(study, arm), study.seeds_of(arm)
+        if found[-1].spent["sequences"] == 0:  # a merge: its end alone
+            found = found[-1:]
+        x = np.array([point.spent["sequences"] for point in found])
+        means = [scores_of(study, point.evaluations, seeds).mean_estimate for point in found]
+        y, low, high = 100 * np.array([[mean.value, mean.low, mean.high] for mean in means]).T
         experts = tables.experts_cost(study, arm)["sequences"]
-        if x[-1] == 0:  # a merge: its end alone
-            x, y = x[-1:], y[-1:]
-        apart.append(Line(arm, np.array(x), np.array(y), style, window=1))
-        included.append(Line(arm, np.array(x) + experts, np.array(y), style, window=1))
+        apart.append(Line(arm, x, y, style, window=1, band=(low, high)))
+        included.append(Line(arm, x + experts, y, style, window=1, band=(low, high)))
     ylabel = "mean score, avg@n (%)"
     panels = [Panel(ylabel, apart, "after the experts exist"), Panel(ylabel, included, "experts' sequences counted in")]
-    caption = "Held-out score against sequences written, mean over seeds. A marker alone is an arm without training."
+    caption = (
+        "Held-out score against sequences written, mean over seeds; bands: 95% over seeds and questions. A marker "
+    )
+    caption += "alone is an arm without training."
+    if left := [arm for arm in arms if arm not in chosen]:
+        caption += f" Of the arms other than {study.reference}, {DRAWN} are drawn: those with the most seeds, then the "
+        caption += f"highest Norm; not drawn: {', '.join(left)}."
     return plots.curves("speed", caption, panels, "cumulative sequences")
 
 
-def _interference(study: StudyFolder, models: dict[str, Scores]) -> Figure:
-    """What training on one domain, or distilling all, does to every domain."""
-    rows: dict[str, list[float]] = {}
-    for name, scores in models.items():
-        origin = scores_of(study, final([study.seeds[seed].origin for seed in scores.seeds]), scores.seeds)
-        rows[name] = [100 * (scores.raw[domain] - origin.raw[domain]) for domain in study.domains]
-    del rows["origin"]
+def interference(name: str, studies: Mapping[str, tuple[StudyFolder, Mapping[str, Scores]]]) -> Figure:
+    """What training on one domain, or distilling all, does to every domain: title → a study and its models."""
+    maps = []
+    for title, (study, models) in studies.items():
+        rows: dict[str, list[float]] = {}
+        for model, scores in models.items():
+            origin = scores_of(study, final([study.seeds[seed].origin for seed in scores.seeds]), scores.seeds)
+            rows[model] = [100 * (scores.raw[domain] - origin.raw[domain]) for domain in study.domains]
+        rows.pop("origin", None)
+        maps.append(study_plots.HeatMap(title, list(rows), study.domains, np.array(list(rows.values()))))
     caption = "Score minus the origin's, per domain, in points, mean over seeds: off an expert's own domain, what its "
-    caption += "training does to the others; for an arm, what integration does; below it, its branches or stages."
-    return study_plots.heat_map("interference", caption, list(rows), study.domains, np.array(list(rows.values())))
+    caption += "training does to the others; for an arm, what integration does."
+    if any(": " in row for shown in maps for row in shown.rows):
+        caption += " Below an arm: its branches or stages."
+    return study_plots.heat_maps(name, caption, maps)
 
 
 def _gaps(study: StudyFolder, arm: str) -> Figure | None:
@@ -181,5 +204,7 @@ def _token_shares(study: StudyFolder, arms: list[str]) -> list[Figure]:
             if sum(len(line.x) > 1 for line in lines) > 1:
                 panels.append(Panel(label, lines, arm))
         caption = f"The {label} of each domain in each arm, first seed."
-        figures += _drawn(plots.curves(key.replace("_", "-"), caption, panels, "step"))
+        for number, start in enumerate(range(0, len(panels), PANELS), start=1):
+            name = key.replace("_", "-") + f"-{number}" * (number > 1)
+            figures += _drawn(plots.curves(name, caption, panels[start : start + PANELS], "step"))
     return figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,7 +27,9 @@ def intervals(
         return None
     series = list(dict.fromkeys(key for by_series in groups.values() for key in by_series))
     with plots.style():
-        canvas = plots.new_canvas(height=0.9 + max(0.32, 0.13 * len(series)) * len(groups))
+        canvas = plots.new_canvas(
+            height=0.7 + max(0.32, 0.13 * len(series)) * len(groups) + plots.legend_height(series)
+        )
         axes = canvas.subplots()
         ends = [value for e in every for value in (e.value, e.low, e.high) if np.isfinite(value)] + list(marks)
         low, high = min(ends), max(ends)
@@ -54,28 +57,39 @@ def intervals(
         axes.set(xlabel=xlabel, xlim=(low - 2 * pad, high + 2 * pad), ylim=(len(groups) - 0.4, -0.6))
         axes.grid(visible=False, axis="y")
         if len(series) > 1:
-            canvas.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6)
+            plots.legend(canvas, *axes.get_legend_handles_labels())
         return Figure(name, caption, plots.to_svg(canvas, name))
 
 
-def heat_map(name: str, caption: str, rows: Sequence[str], columns: Sequence[str], values_RC: Array) -> Figure:
-    """Changes in points, around 0: orange is loss, purple gain (both read by colour-blind eyes); a number in each."""
+@dataclass(frozen=True, slots=True)
+class HeatMap:
+    """One pair of axes: `values_RC` are changes in points, a row per trained model, a column per evaluated domain."""
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values_RC: Array
+
+
+def heat_maps(name: str, caption: str, maps: Sequence[HeatMap]) -> Figure:
+    """Changes around 0: orange is loss, purple gain (both read by colour-blind eyes); a number in each. One scale."""
     from matplotlib import colormaps
 
-    extent = max(1.0, float(np.nanmax(np.abs(values_RC))))
+    extent = max(1.0, *(float(np.nanmax(np.abs(shown.values_RC))) for shown in maps))
     with plots.style():
-        canvas = plots.new_canvas(height=1.2 + 0.36 * len(rows))
-        axes = canvas.subplots()
-        mesh = axes.pcolormesh(values_RC, cmap=colormaps["PuOr"], vmin=-extent, vmax=extent, linewidth=0.5)
-        for row, values_C in enumerate(values_RC):
-            for column, value in enumerate(values_C):
+        canvas = plots.new_canvas(height=1.2 + 0.27 * max(len(shown.rows) for shown in maps))
+        grid = canvas.subplots(1, len(maps), squeeze=False)[0]
+        for axes, shown in zip(grid, maps, strict=True):
+            mesh = axes.pcolormesh(shown.values_RC, cmap=colormaps["PuOr"], vmin=-extent, vmax=extent, linewidth=0.5)
+            for (row, column), value in np.ndenumerate(shown.values_RC):
                 shade = "#ffffff" if abs(value) > DARK * extent else "#000000"
                 text = "-" if np.isnan(value) else f"{value:+.1f}"
                 axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=shade)
-        axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
-        axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
-        axes.set(xlabel="evaluated domain", ylabel="trained model")
-        axes.invert_yaxis()
-        axes.grid(visible=False)
-        canvas.colorbar(mesh, ax=axes, label="change over the origin (points)")
+            axes.set_xticks(np.arange(len(shown.columns)) + 0.5, shown.columns)
+            axes.set_yticks(np.arange(len(shown.rows)) + 0.5, shown.rows)
+            axes.set(xlabel="evaluated domain", title=shown.title)
+            axes.invert_yaxis()
+            axes.grid(visible=False)
+        grid[0].set(ylabel="trained model")
+        canvas.colorbar(mesh, ax=list(grid), label="change over the origin (points)", aspect=30)
         return Figure(name, caption, plots.to_svg(canvas, name))
