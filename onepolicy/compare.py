@@ -12,15 +12,23 @@ from onepolicy.commands import console, show_report
 from onepolicy.config import StudyConfig
 from onepolicy.config.plan import PlannedRun, run_names, seeds_of, upstream
 from onepolicy.jobs import Job, run_jobs
+from onepolicy.models import pick_device
 from onepolicy.runfolder import write_atomic
 
 
 def compare(study: StudyConfig, runs: list[PlannedRun]) -> bool:
-    """Run what is not finished, then report. True when every run is there."""
+    """Run what is not finished, then report. True when every run is there.
+
+    Raises ValueError, before anything runs, for a device that is not there.
+    """
+    jobs = [Job(run.name, run.config, run.after) for run in runs]
+    for device in study.devices:
+        pick_device(device)
     study.output.mkdir(parents=True, exist_ok=True)
     write_atomic(study.output / "study.json", json.dumps(facts(study, runs), indent=1))
-    console.print(f"{len(runs)} runs, {study.parallel} at a time, in {study.output}", highlight=False)
-    failed = run_jobs([Job(run.name, run.config, run.after) for run in runs], study.parallel, console)
+    where = f" on {', '.join(study.devices)}" if study.devices else ""
+    console.print(f"{len(runs)} runs, {study.processes} at a time{where}, in {study.output}", highlight=False)
+    failed = run_jobs(jobs, study.processes, console, study.devices)
     try:
         show_report(study.output)
     except ValueError as error:

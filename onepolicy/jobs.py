@@ -15,7 +15,8 @@ import runpy
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,22 @@ class Job:
     def log(self) -> Path:
         return self.output.with_name(f"{self.output.name}.log")
 
+    def on(self, device: str) -> Job:
+        """The same job on that device."""
+        return replace(self, config=self.config.model_copy(update={"device": device}))
 
-def run_jobs(jobs: Sequence[Job], parallel: int, console: Console) -> dict[str, str]:
+
+def run_jobs(jobs: Sequence[Job], parallel: int, console: Console, devices: Sequence[str] = ()) -> dict[str, str]:
     """Run what is not finished, `parallel` at a time. Returns the failed jobs, each with the reason.
 
-    A job whose folder another process is writing (one of an interrupted study may still be at it) waits for that.
+    Each process has one of `devices` to itself, or an even share of it if there are fewer of them than processes; with
+    none, a job's own configuration says where it runs. A job whose folder another process is writing (one of an
+    interrupted study may still be at it) waits for that.
     """
     finished = {job.name for job in jobs if is_finished(job.config)}
     waiting = [job for job in jobs if job.name not in finished]
-    running: dict[str, tuple[Job, ForkServerProcess]] = {}
+    free = list(islice(cycle(devices or [None]), parallel))  # a place for each process: its device
+    running: dict[str, tuple[Job, ForkServerProcess, str | None]] = {}
     failed: dict[str, str] = {}
     with _Bars(jobs, console) as bars:
         try:
@@ -65,18 +73,20 @@ def run_jobs(jobs: Sequence[Job], parallel: int, console: Console) -> dict[str, 
                     if lost := [name for name in job.after if name in failed]:
                         failed[job.name] = f"not run: {lost[0]} failed"
                         waiting.remove(job)
-                    elif len(running) < parallel and finished.issuperset(job.after) and not in_use(job.output):
+                    elif free and finished.issuperset(job.after) and not in_use(job.output):
                         if is_finished(job.config):  # by that other process
                             finished.add(job.name)
                         else:
-                            running[job.name] = job, start(job)
+                            device = free.pop(0)
+                            running[job.name] = job, start(job if device is None else job.on(device)), device
                         waiting.remove(job)
                 if waiting or running:
                     time.sleep(POLL)
-                for name, (job, process) in list(running.items()):
+                for name, (job, process, device) in list(running.items()):
                     bars.update(job)
                     if (code := process.exitcode) is not None:
                         del running[name]
+                        free.append(device)
                         if code == 0:
                             finished.add(name)
                             bars.finished(job)
@@ -86,9 +96,9 @@ def run_jobs(jobs: Sequence[Job], parallel: int, console: Console) -> dict[str, 
                             failed[name] = f"{last_line(job.log)} (exit code {code}, see {job.log})"
                             bars.failed(job, failed[name])
         finally:
-            for _, process in running.values():
+            for _, process, _ in running.values():
                 process.terminate()
-            for _, process in running.values():
+            for _, process, _ in running.values():
                 process.join()
     return failed
 

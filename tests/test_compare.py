@@ -179,6 +179,7 @@ def test_all_faults_of_a_study_are_told_at_once(tmp_path):
         ({"budget": {"rule": "tokens", "amount": 5, "lengths": {"sort": 3}}}, "has none for count"),
         ({"budget": {"rule": "time", "amount": 5}}, "budget.rule"),
         ({"paralel": 2}, "did you mean 'parallel'?"),
+        ({"devices": ["cpu", "gpu:1"]}, "devices.1"),
         ({"arms": {"a/b": {}, "mopd": {}}}, "no name for an arm"),
     ],
 )
@@ -205,17 +206,17 @@ def test_the_command_line_tells_faults_without_torch(tmp_path):
 
 
 class Fake:
-    """A process that ends after two looks at it, well or not."""
+    """A process that ends after some looks at it, well or not."""
 
-    def __init__(self, job: Job, code: int, log: list[str]) -> None:
-        self.job, self.code, self.log, self.looks = job, code, log, 0
+    def __init__(self, job: Job, code: int, log: list[str], looks: int = 3) -> None:
+        self.job, self.code, self.log, self.looks, self.last = job, code, log, 0, looks
         log.append(job.name)
         job.output.mkdir(parents=True, exist_ok=True)
 
     @property
     def exitcode(self) -> int | None:
         self.looks += 1
-        if self.looks < 3:
+        if self.looks < self.last:
             return None
         done = {"steps": self.job.config.steps, "seconds": 1, "means": {}}
         if self.code == 0:
@@ -255,6 +256,41 @@ def test_jobs_wait_for_what_they_read_and_a_failed_one_takes_only_its_readers(tm
     assert len(capsys.readouterr().out.splitlines()) == 3  # a line per run that ended
     fakes.clear()
     assert run_jobs(several[:1], 2, Console()) == {} and fakes == []
+
+
+def test_every_process_has_a_device_that_is_free(tmp_path, monkeypatch):
+    log: list[str] = []
+    devices: dict[str, str] = {}
+
+    def start(job: Job) -> Fake:
+        devices[job.name] = job.config.device
+        return Fake(job, 1 if job.name == "bad" else 0, log, looks=9 if job.name == "long" else 3)
+
+    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(jobs, "POLL", 0.001)
+    several = [job(tmp_path, name) for name in ("long", "bad", "b", "c")]
+    run_jobs(several, 2, Console(), ["cuda:0", "cpu"])
+    assert log == ["long", "bad", "bad ended", "b", "b ended", "c", "long ended", "c ended"]
+    assert devices == {"long": "cuda:0", "bad": "cpu", "b": "cpu", "c": "cpu"}
+    devices.clear()
+    run_jobs([job(tmp_path, f"again-{k}") for k in range(3)], 3, Console(), ["cuda:0", "cuda:1"])
+    assert list(devices.values()) == ["cuda:0", "cuda:1", "cuda:0"]  # shared evenly
+    devices.clear()
+    run_jobs([job(tmp_path, "own")], 1, Console())
+    assert devices == {"own": "cpu"}  # what its configuration says
+
+
+def test_there_are_as_many_processes_as_devices(tmp_path):
+    assert study_of(tmp_path).processes == 2
+    assert study_of(tmp_path, devices=["cuda:0", "cuda:1", "cuda:1"]).processes == 3
+    assert study_of(tmp_path, devices=["cuda:0"], parallel=2).processes == 2
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_runs(tmp_path, fakes):
+    study = study_of(tmp_path / "study", devices=["cpu", "cuda:99"])
+    with pytest.raises(ValueError, match="device 'cuda:99' asked for, but torch sees"):
+        comparing.compare(study, plan(study))
+    assert fakes == [] and not (tmp_path / "study").exists()
 
 
 def test_a_job_waits_until_nobody_else_writes_its_folder(tmp_path, fakes):
@@ -420,7 +456,8 @@ def test_distillation_phases_are_stretches_of_steps():
 
 
 def test_a_study_runs_reports_goes_on_and_survives_a_failing_arm(tmp_path, forked, capsys):
-    study = study_of(tmp_path / "study")
+    common = {**read_config(SMOKE)["common"], "device": "auto"}
+    study = study_of(tmp_path / "study", common=common, devices=["cpu", "cpu"])
     runs = plan(study)
     assert comparing.compare(study, runs)
     assert sorted(forked) == sorted(run.name for run in runs) and len(forked) == 14
@@ -432,6 +469,7 @@ def test_a_study_runs_reports_goes_on_and_survives_a_failing_arm(tmp_path, forke
         for domain, cell in zip(study.domains, cells[1:3], strict=True):
             rewards = [evaluation_in(study.output / f"seed-{s}/arms/{arm}")[domain] for s in study.seeds]
             assert cell.split(" ")[0] == f"{100 * np.mean(rewards):.1f}"
+    assert all(read_config(run.config.output / "config.yaml")["device"] == "cpu" for run in runs)
     # every run answered the same questions, those of share 0 too
     asked = [json.loads((run.config.output / "eval" / "final.json").read_text())["domains"] for run in runs]
     ids = [{domain: [question["id"] for question in rows] for domain, rows in one.items()} for one in asked]
