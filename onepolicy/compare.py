@@ -11,7 +11,7 @@ import json
 from onepolicy.commands import console, show_report
 from onepolicy.config import StudyConfig
 from onepolicy.config.plan import PlannedRun, run_names, seeds_of, upstream
-from onepolicy.jobs import Job, run_jobs
+from onepolicy.jobs import Job, check_finished, run_jobs
 from onepolicy.models import pick_device
 from onepolicy.runfolder import write_atomic
 
@@ -19,9 +19,10 @@ from onepolicy.runfolder import write_atomic
 def compare(study: StudyConfig, runs: list[PlannedRun]) -> bool:
     """Run what is not finished, then report. True when every run is there.
 
-    Raises ValueError, before anything runs, for a device that is not there.
+    Raises ValueError, before anything runs, for a device that is not there, and as `check_finished` does.
     """
     jobs = [Job(run.name, run.config, run.after) for run in runs]
+    check_finished(jobs)
     for device in study.devices:
         pick_device(device)
     study.output.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from onepolicy.config import AnyRun
+from onepolicy.config.file import load_run
 from onepolicy.runfolder import in_use, is_finished, read_rows, write_atomic
 
 POLL = 0.2  # seconds
@@ -101,6 +102,40 @@ def run_jobs(jobs: Sequence[Job], parallel: int, console: Console, devices: Sequ
             for _, process, _ in running.values():
                 process.join()
     return failed
+
+
+def check_finished(jobs: Sequence[Job]) -> None:
+    """Raises ValueError for finished jobs whose `after` is to run (again): they have read another result.
+
+    Also for a finished job that was evaluated in another way than it would be now: its score stays as it is.
+    """
+    by_name = {job.name: job for job in jobs}
+    faults = []
+    for job in jobs:
+        if not is_finished(job.config):
+            continue
+        for name in (name for name in job.after if not is_finished(by_name[name].config)):
+            faults.append(
+                f"{job.name} is finished, but {name}, which it has read, {_standing(by_name[name])}: it would be "
+                f"compared with what it was not made from; restore the setting or the folder of {name}, remove "
+                f"{job.output} to run it again, or set another output"
+            )
+        was, now = load_run(job.output).eval, job.config.eval
+        if (was.n, was.temperature) != (now.n, now.temperature):
+            faults.append(
+                f"{job.name} is finished, and was evaluated with n {was.n} and temperature {was.temperature:g}, not "
+                f"{now.n} and {now.temperature:g}: restore eval, remove {job.output} to run it again, or set another "
+                "output"
+            )
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _standing(job: Job) -> str:
+    done = job.output / "done.json"
+    if not done.is_file():
+        return "is not there any more"
+    return f"ended after {json.loads(done.read_text())['steps']} steps and is now to take {job.config.steps}"
 
 
 def start(job: Job) -> ForkServerProcess:

@@ -27,7 +27,7 @@ from onepolicy.config.budget import step_cost, total_cost
 from onepolicy.config.file import read_config
 from onepolicy.config.plan import plan, upstream
 from onepolicy.evaluation import DomainScore, Evaluation, Question
-from onepolicy.jobs import Job, run_jobs
+from onepolicy.jobs import Job, check_finished, run_jobs
 from onepolicy.report import write_report
 from onepolicy.report.intervals import Draws, arm_scores, difference, reached
 from onepolicy.report.study import StudyFolder, means_SQ, points
@@ -291,6 +291,31 @@ def test_a_device_that_is_not_there_is_refused_before_anything_runs(tmp_path, fa
     with pytest.raises(ValueError, match="device 'cuda:99' asked for, but torch sees"):
         comparing.compare(study, plan(study))
     assert fakes == [] and not (tmp_path / "study").exists()
+
+
+def test_a_finished_arm_is_not_compared_with_an_expert_that_trains_on(tmp_path, fakes):
+    study = study_of(tmp_path / "study", seeds=[0])
+    several = [Job(run.name, run.config, run.after) for run in plan(study)]
+    assert run_jobs(several, 2, Console()) == {}
+    check_finished(several)
+    fakes.clear()
+    before = sorted(study.output.iterdir())
+    longer = study_of(tmp_path / "study", seeds=[0], experts={"train": {"steps": 3, "rollout": {"prompts": 8, "n": 4}}})
+    with pytest.raises(ValueError) as found:
+        comparing.compare(longer, plan(longer))
+    lines = str(found.value).splitlines()
+    assert len(lines) == 4 and fakes == [] and sorted(study.output.iterdir()) == before  # mopd, merge × two experts
+    assert lines[0] == (
+        "seed-0/arms/mopd is finished, but seed-0/experts/sort, which it has read, ended after 2 steps and is now to "
+        "take 3: it would be compared with what it was not made from; restore the setting or the folder of "
+        f"seed-0/experts/sort, remove {study.output / 'seed-0/arms/mopd'} to run it again, or set another output"
+    )
+    (study.output / "seed-0/experts/sort/done.json").unlink()
+    with pytest.raises(ValueError, match="seed-0/experts/sort, which it has read, is not there any more"):
+        comparing.compare(study, plan(study))
+    other = study_of(tmp_path / "study", seeds=[0], common={**read_config(SMOKE)["common"], "eval": {"n": 3}})
+    with pytest.raises(ValueError, match=r"seed-0/arms/mix_rl .*evaluated with n 2 and temperature 1, not 3 and 1"):
+        comparing.compare(other, plan(other))
 
 
 def test_a_job_waits_until_nobody_else_writes_its_folder(tmp_path, fakes):
