@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -469,6 +470,20 @@ def test_the_report_of_a_study_shows_who_wins_and_at_what_cost(synthetic):
     assert figures >= {"norm", "domains", "differences", "interference", "speed", "overlap-poor", "token-share"}
     page = report.html.read_text()
     assert page.count("<svg") == len(figures) and "<script" not in page
+
+
+def test_an_arm_whose_upstream_arm_is_missing_keeps_its_place_and_has_no_cost_of_experts(synthetic, tmp_path):
+    root = shutil.copytree(synthetic, tmp_path / "study")
+    told = json.loads((root / "study.json").read_text())
+    told["reads"]["poor"] = ["experts.a", "arms.absent"]
+    (root / "study.json").write_text(json.dumps(told))
+    report = write_report(root)
+    costs = {row[0]: row for row in _table(report.markdown.read_text(), "Cost and speed")}
+    assert costs["poor"][2:] == ["512", "2,048", "16.0 s", "-", "-", "-", "-", "-"]
+    assert costs["mopd"][5:] == ["1,024", "4,096", "32.0 s", "1,536", "6,144"]
+    speed = report.markdown.read_text().split("**Cost to reach 95% of the teachers**")[1]
+    assert re.search(r"\| mopd \|.*\| 1,024 \| 4,096 \| 32.0 s \| 2 \|", speed)
+    assert re.search(r"\| poor \|.*\| - \| - \| - \| 2 \|", speed)
 
 
 def test_distillation_phases_are_stretches_of_steps():

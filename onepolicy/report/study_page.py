@@ -133,11 +133,12 @@ def _speed(study: StudyFolder, arms: list[str]) -> Figure | None:
         found = points(study, arm)
         y = [100 * float(np.mean([list(e.means().values()) for e in point.evaluations])) for point in found]
         x = [point.spent["sequences"] for point in found]
-        experts = tables.experts_cost(study, arm)["sequences"]
+        experts = tables.experts_cost(study, arm)
         if x[-1] == 0:  # a merge: its end alone
             x, y = x[-1:], y[-1:]
         apart.append(Line(arm, np.array(x), np.array(y), style, window=1))
-        included.append(Line(arm, np.array(x) + experts, np.array(y), style, window=1))
+        if experts is not None:
+            included.append(Line(arm, np.array(x) + experts["sequences"], np.array(y), style, window=1))
     ylabel = "mean score, avg@n (%)"
     panels = [Panel(ylabel, apart, "after the experts exist"), Panel(ylabel, included, "experts' sequences counted in")]
     caption = "Held-out score against sequences written, mean over seeds. A marker alone is an arm without training."

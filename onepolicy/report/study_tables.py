@@ -88,24 +88,21 @@ def cost_table(study: StudyFolder, arms: Sequence[str]) -> Table:
     """What each arm spent, what the experts that it reads had spent before, and both together."""
     rows = []
     for arm in arms:
-        own = spent(study.runs(arm))
-        experts = experts_cost(study, arm)
+        own, experts = spent(study.runs(arm)), experts_cost(study, arm)
         rows.append(
             [
                 arm,
                 f"{max((run.metrics[-1]['step'] for run in study.runs(arm) if run.metrics), default=0):,}",
-                *(f"{own[key]:,.0f}" for key in ("sequences", "tokens")),
-                duration(own["seconds"]),
-                *(f"{experts[key]:,.0f}" for key in ("sequences", "tokens")),
-                duration(experts["seconds"]),
-                f"{own['sequences'] + experts['sequences']:,.0f}",
-                f"{own['tokens'] + experts['tokens']:,.0f}",
+                *_amounts(own),
+                *_amounts(experts),
+                *_amounts(experts and {key: own[key] + experts[key] for key in COSTS})[:2],
             ]
         )
     columns = ["arm", "steps", "sequences", "tokens", "time", "experts' sequences", "experts' tokens", "experts' time"]
     note = f"Mean over seeds; budget: {study.facts['budget']}. Sequences and tokens are what was written (cross "
     note += "rollouts and rejected draws too), time is that of the training loop with its evaluations, beside "
-    note += "other processes. The origin is shared by all and not counted. A given expert costs nothing here."
+    note += "other processes. The origin is shared by all and not counted. A given expert costs nothing here. "
+    note += f"{NONE}: what it reads is not all there."
     return Table("Cost", [*columns, "all sequences", "all tokens"], rows, note)
 
 
@@ -115,14 +112,16 @@ def spent(runs: Sequence[RunFolder]) -> dict[str, float]:
     return {key: float(np.mean([fact[key] for fact in facts])) for key in COSTS}
 
 
-def experts_cost(study: StudyFolder, arm: str) -> dict[str, float]:
-    """Of all that the arm reads, directly or not, except the origin; the mean over seeds."""
+def experts_cost(study: StudyFolder, arm: str) -> dict[str, float] | None:
+    """Of all that the arm reads, directly or not, except the origin; the mean over seeds. None if not all is there."""
     read: list[str] = study.facts["reads"][arm]
     total = dict.fromkeys(COSTS, 0.0)
     for seed in study.seeds_of(arm):
         runs = study.seeds[seed]
         named = {f"experts.{domain}": run for domain, run in runs.experts.items()}
         named |= {f"arms.{name}": run for name, run in runs.arms.items()}
+        if not named.keys() >= set(read):
+            return None
         for name in read:
             facts = done(named[name])
             total = {key: total[key] + facts[key] for key in COSTS}
@@ -134,10 +133,11 @@ def reached_table(study: StudyFolder, reached: Mapping[str, Reached | None]) -> 
     for arm, found in reached.items():
         if found is not None:
             cells = [_spent(found.spent[key], key) for key in COSTS]
-            rows.append([arm, *cells, f"{experts_cost(study, arm)['sequences']:,.0f}", str(found.evaluations)])
+            rows.append([arm, *cells, *_amounts(experts_cost(study, arm)), str(found.evaluations)])
     if not rows:
         return None
-    columns = ["arm", "sequences", "tokens", "time", "experts' sequences", "evaluations"]
+    experts = ["experts' sequences", "experts' tokens", "experts' time"]
+    columns = ["arm", "sequences", "tokens", "time", *experts, "evaluations"]
     note = (
         f"What an arm had spent at its first evaluation with Norm ≥ {REACHED:g}, after the experts existed; mean over "
     )
@@ -145,6 +145,13 @@ def reached_table(study: StudyFolder, reached: Mapping[str, Reached | None]) -> 
     note += "evaluations are (eval.every), and the first of many noisy ones comes early; an arm of one evaluation has "
     note += "only its end."
     return Table("Cost to reach 95% of the teachers", columns, rows, note)
+
+
+def _amounts(costs: Mapping[str, float] | None) -> list[str]:
+    """Sequences, tokens, time."""
+    if costs is None:
+        return [NONE] * len(COSTS)
+    return [duration(costs[key]) if key == "seconds" else f"{costs[key]:,.0f}" for key in COSTS]
 
 
 def _spent(estimate: Estimate, key: str) -> str:
