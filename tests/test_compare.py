@@ -378,7 +378,8 @@ def run_folder(path: Path, solved: dict[str, int], steps: dict[int, dict[str, in
     """A finished run of 64 sequences a step, with evaluations after `steps`."""
     (path / "eval").mkdir(parents=True)
     domains = {d: {"share": 1} for d in solved}
-    (path / "config.yaml").write_text(yaml.safe_dump({"recipe": "mopd", "domains": domains, "steps": 8}))
+    places = {"output": str(path), "model": {"path": str(path.parents[1] / "origin" / "model")}}
+    (path / "config.yaml").write_text(yaml.safe_dump({"recipe": "mopd", "domains": domains, "steps": 8, **places}))
     rows = [{"step": k, "sequences": 64 * k, "tokens": 256 * k, "time": 2.0 * k, **row} for k in range(1, 9)]
     for line in rows:
         line |= {f"token_share/{d}": 0.5 for d in solved}
@@ -436,6 +437,46 @@ def test_differences_are_paired_and_speed_is_the_first_evaluation_that_reaches(s
     fast = reached(study, "mopd").spent["sequences"]
     assert fast.value == 256 and fast.low == 256  # 23/24 of the gain at step 4
     assert reached(study, "poor").spent["sequences"].value == np.inf
+
+
+def test_a_curve_begins_at_the_model_that_the_arm_starts_from(tmp_path):
+    root = tmp_path / "study"
+    home = root / "seed-0"
+    run_folder(home / "origin", {"a": 8})
+    run_folder(home / "experts/a", {"a": 32})
+    models = {
+        "mopd": home / "origin/model",
+        "second": home / "arms/mopd/model",
+        "grown": home / "arms/mopd/branches/a/model",
+        "foreign": tmp_path / "elsewhere/model",
+        "given": tmp_path / "copied",
+    }
+    for arm, model in models.items():
+        run_folder(home / "arms" / arm, {"a": 31}, {4: {"a": 20}})
+        config = yaml.safe_load((home / "arms" / arm / "config.yaml").read_text()) | {"model": {"path": str(model)}}
+        (home / "arms" / arm / "config.yaml").write_text(yaml.safe_dump(config))
+    branch = home / "arms/mopd/branches/a/eval"
+    branch.mkdir(parents=True)
+    (branch / "final.json").write_text(evaluation({"a": 12}).to_json())
+    run_folder(root / "given/b", {"a": 16})
+    copied = {"recipe": "merge", "output": str(root / "given/b"), "base": {"path": str(tmp_path / "copied")}}
+    (root / "given/b/config.yaml").write_text(yaml.safe_dump(copied))
+    places = {"origin": "seed-0/origin", "experts": {"a": "seed-0/experts/a", "b": "given/b"}}
+    places["arms"] = {arm: f"seed-0/arms/{arm}" for arm in models}
+    head = {"title": "T", "domains": ["a"], "reference": "mopd", "budget": ""}
+    (root / "study.json").write_text(json.dumps({**head, "seeds": {0: places}, "reads": {arm: [] for arm in models}}))
+    moved = StudyFolder.read(root.rename(tmp_path / "moved"))
+    curves = {arm: [40 * p.evaluations[0].domains["a"].mean for p in points(moved, arm)] for arm in models}
+    assert curves == {
+        "mopd": [8, 20, 31],
+        "second": [31, 20, 31],
+        "grown": [12, 20, 31],
+        "foreign": [20, 31],
+        "given": [16, 20, 31],
+    }
+    assert {arm: reached(moved, arm).evaluations for arm in models} == dict.fromkeys(models, 2)
+    assert reached(moved, "second").spent["sequences"].value == 0  # it starts from what has arrived
+    assert reached(moved, "foreign").spent["sequences"].value == 512
 
 
 def test_draws_cover_seeds_and_questions_together():
