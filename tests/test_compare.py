@@ -33,6 +33,7 @@ from onepolicy.report import write_report
 from onepolicy.report.intervals import Draws, arm_scores, difference, reached
 from onepolicy.report.study import StudyFolder, means_SQ, points
 from onepolicy.report.study_page import phases
+from onepolicy.report.study_tables import token_table
 from tests.runs import run_of, same, weights
 
 SMOKE = Path(__file__).parent.parent / "studies" / "smoke.yaml"
@@ -525,6 +526,21 @@ def test_an_arm_whose_upstream_arm_is_missing_keeps_its_place_and_has_no_cost_of
     speed = report.markdown.read_text().split("**Cost to reach 95% of the teachers**")[1]
     assert re.search(r"\| mopd \|.*\| 1,024 \| 4,096 \| 32.0 s \| 2 \|", speed)
     assert re.search(r"\| poor \|.*\| - \| - \| - \| 2 \|", speed)
+
+
+def test_shares_of_the_tokens_are_means_over_all_steps_also_those_without_the_domain(synthetic, tmp_path):
+    root = shutil.copytree(synthetic, tmp_path / "study")
+    for seed in SEEDS:  # mix_rl as a cascade: three steps of a, one of b; mopd logs its budget
+        one = [{"step": k, "token_share/a" if k < 4 else "token_share/b": 1.0} for k in range(1, 5)]
+        two = [{"step": k, "token_share/a": 0.2, "token_share/b": 0.8, "budget/a": 0.1 * k} for k in (1, 3)]
+        for arm, lines in (("mix_rl", one), ("mopd", two)):
+            (root / f"seed-{seed}/arms/{arm}/metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    table = token_table(StudyFolder.read(root), ["mix_rl", "mopd", "poor"])
+    assert table.rows == [
+        ["mix_rl", "50.0 / 75.0 / 75.0", "50.0 / 25.0 / 25.0"],
+        ["mopd", "50.0 / 20.0 / 20.0", "50.0 / 80.0 / 0.0"],
+        ["poor", "50.0 / 50.0 / -", "50.0 / 50.0 / -"],
+    ]
 
 
 def test_distillation_phases_are_stretches_of_steps():

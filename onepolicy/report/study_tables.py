@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -172,8 +173,9 @@ def token_table(study: StudyFolder, arms: Sequence[str]) -> Table | None:
         for domain in study.domains:
             shares = [float(np.mean([run.domain_share(domain) for run in runs]))]
             for key in ("token_share", "budget"):
-                curves = [run.curve(f"{key}/{domain}")[1] for run in runs]
-                shares.append(float(np.mean(np.concatenate(curves))) if any(map(len, curves)) else np.nan)
+                steps = [step_shares(row, key) for run in runs for row in run.metrics]
+                logged = [share.get(domain, 0.0) for share in steps if share]
+                shares.append(float(np.mean(logged)) if logged else np.nan)
             cells.append(" / ".join(NONE if np.isnan(share) else percent(share) for share in shares))
         if any(run.metrics for run in runs):
             rows.append([arm, *cells])
@@ -181,8 +183,15 @@ def token_table(study: StudyFolder, arms: Sequence[str]) -> Table | None:
         return None
     note = "Prompts / tokens / update, in percent: the share of prompts by configuration, of the tokens that were "
     note += "trained on, and of the update's budget (tokens times the mean size of their signal), means over all steps "
-    note += "in which the domain took part."
+    note += "(0 in a step that the domain took no part in)."
     return Table("Token budget per domain", ["arm", *study.domains], rows, note)
+
+
+def step_shares(row: Mapping[str, Any], key: str) -> dict[str, float]:
+    """The domains' shares that a step has logged. A step of one domain alone (a cascade's) is all that domain's."""
+    found = {name.partition("/")[2]: row[name] for name in row if name.startswith(f"{key}/")}
+    drawn = [name.partition("/")[2] for name in row if name.startswith("token_share/")]
+    return found or (dict.fromkeys(drawn, 1.0) if len(drawn) == 1 else {})
 
 
 def _cell(estimate: Estimate | None) -> str:
