@@ -16,6 +16,7 @@ import numpy as np
 from onepolicy.evaluation import Evaluation
 from onepolicy.report.folders import RunFolder, eval_step, evaluation_of
 from onepolicy.types import Array
+from onepolicy.written import seconds_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +113,14 @@ def final(runs: list[RunFolder]) -> list[Evaluation]:
 
 
 def done(run: RunFolder) -> dict[str, Any]:
-    """What the run spent and scored. An off-policy run's sequences are those its teachers wrote."""
+    """What the run spent and scored. An off-policy run's sequences are those its teachers wrote, in its seconds too."""
     facts: dict[str, Any] = json.loads((run.path / "done.json").read_text(encoding="utf-8"))
     summary = run.path / "rollouts" / "summary.json"
     if summary.is_file():
         written = json.loads(summary.read_text(encoding="utf-8")).values()
         facts["sequences"] = sum(domain["rollouts"] for domain in written)
         facts["tokens"] = sum(domain["tokens"] for domain in written)
+        facts["seconds"] += seconds_in(summary.parent)
     return facts
 
 
