@@ -56,11 +56,17 @@ def facts(study: StudyConfig, runs: list[PlannedRun]) -> dict[str, object]:
         for arm in seeds[seed]["arms"]:
             read = (keys[name] for name in upstream(by_name, names[f"arms.{arm}"]))
             reads[arm] = [key for key in read if key != "origin"]
-    budget = "each arm's own steps"
+    budget, allowed = "each arm's own steps", dict[str, object]()
     if study.budget is not None:
         experts = "experts paid from it" if study.budget.experts == "included" else "experts apart"
         budget = f"{study.budget.amount:,} {study.budget.rule}, {experts}"
+        amounts = {
+            name: study.budget.amount * arm.get("budget", 1)
+            for name, arm in study.arms.items()
+            if arm.get("recipe") != "merge"
+        }
+        allowed = {"rule": study.budget.rule, "experts": study.budget.experts, "arms": amounts}
         more = {name: arm["budget"] for name, arm in study.arms.items() if arm.get("budget", 1) != 1}
         budget += "".join(f"; {name}: {factor:g} times that" for name, factor in more.items())
     head = {"title": study.title, "domains": list(study.domains), "reference": study.reference_arm, "budget": budget}
-    return {**head, "seeds": seeds, "reads": reads}
+    return {**head, "allowed": allowed, "seeds": seeds, "reads": reads}

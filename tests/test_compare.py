@@ -33,7 +33,7 @@ from onepolicy.report import write_report
 from onepolicy.report.intervals import Draws, arm_scores, difference, reached
 from onepolicy.report.study import StudyFolder, means_SQ, points
 from onepolicy.report.study_page import phases
-from onepolicy.report.study_tables import token_table
+from onepolicy.report.study_tables import token_table, unkept_budgets
 from tests.runs import run_of, same, weights
 
 SMOKE = Path(__file__).parent.parent / "studies" / "smoke.yaml"
@@ -85,7 +85,10 @@ def test_runs_of_a_plan_are_ordinary_configurations(tmp_path):
     assert upstream(runs, mopd.name) == ["seed-1/origin", "seed-1/experts/sort", "seed-1/experts/count"]
     assert mopd.config.teachers["sort"].model.path == str(tmp_path / "seed-1/experts/sort/model")
     assert runs["seed-1/arms/copd"].after == ("seed-1/origin",)
-    assert facts(study, list(runs.values()))["reads"]["mix_rl"] == []
+    told = facts(study, list(runs.values()))
+    assert told["reads"]["mix_rl"] == []
+    arms = {"mopd": 128, "mix_rl": 128, "copd": 128}  # a merge spends nothing
+    assert told["allowed"] == {"rule": "sequences", "experts": "apart", "arms": arms}
 
 
 def test_a_budget_sets_steps_by_each_rule(tmp_path):
@@ -541,6 +544,27 @@ def test_shares_of_the_tokens_are_means_over_all_steps_also_those_without_the_do
         ["mopd", "50.0 / 20.0 / 20.0", "50.0 / 80.0 / 0.0"],
         ["poor", "50.0 / 50.0 / -", "50.0 / 50.0 / -"],
     ]
+
+
+def test_the_report_names_arms_that_did_not_keep_to_their_budget(synthetic, tmp_path):
+    root = shutil.copytree(synthetic, tmp_path / "study")
+    told = json.loads((root / "study.json").read_text())
+
+    def warnings(rule: str, experts: str, **arms: float) -> list[str]:
+        told["allowed"] = {"rule": rule, "experts": experts, "arms": arms}
+        (root / "study.json").write_text(json.dumps(told))
+        study = StudyFolder.read(root)
+        return unkept_budgets(study, study.arms)
+
+    assert warnings("updates", "apart", mopd=1) == []
+    assert warnings("sequences", "included", mopd=1536, mix_rl=512) == []  # 512 of its own, 2 · 512 of two experts
+    found = warnings("tokens", "apart", mopd=2148, mix_rl=1900, poor=2400)
+    assert found == [
+        "mix_rl spent 2,048 tokens, 8% more than its budget of 1,900.",
+        "poor spent 2,048 tokens, 15% less than its budget of 2,400.",
+    ]
+    text = write_report(root).markdown.read_text().replace("\\", "")
+    assert "## Budgets that were not kept\n\n" + "\n\n".join(found) in text
 
 
 def test_distillation_phases_are_stretches_of_steps():

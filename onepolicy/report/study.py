@@ -1,7 +1,8 @@
 """What a study left on disk: `study.json`, which names its run folders, and what of them is there already.
 
 {"title", "domains": [...], "reference": "mopd", "budget": "...", "seeds": {"0": {"origin": "seed-0/origin",
- "experts": {domain: folder}, "arms": {name: folder}}}, "reads": {arm: ["experts.sort", ...]}}
+ "experts": {domain: folder}, "arms": {name: folder}}}, "reads": {arm: ["experts.sort", ...]},
+ "allowed": {"rule": "tokens", "experts": "apart", "arms": {name: amount}}}   the last empty without a budget
 """
 
 from __future__ import annotations

@@ -57,6 +57,8 @@ def study_report(path: Path) -> tuple[Path, Path, Table]:
         Section("How far apart", figures=_drawn(*(_gaps(study, arm) for arm in arms))),
         _section("Who gets the tokens", tables.token_table(study, arms), *_token_shares(study, arms)),
     ]
+    if unkept := tables.unkept_budgets(study, arms):
+        sections.insert(0, Section("Budgets that were not kept", "\n\n".join(unkept)))
     if study.missing:
         absent = "Not finished, and left out: " + ", ".join(study.missing) + "."
         sections.insert(0, Section("Missing runs", absent))

@@ -14,6 +14,7 @@ from onepolicy.report.study import StudyFolder, done
 from onepolicy.report.tables import NO_GAIN, NONE, Table, duration, percent, percent_interval, score_interval
 
 COSTS = ("sequences", "tokens", "seconds")
+TOLERANCE = 0.05  # of a budget
 
 
 def order(scores: Mapping[str, Scores]) -> list[str]:
@@ -128,6 +129,22 @@ def experts_cost(study: StudyFolder, arm: str) -> dict[str, float] | None:
             facts = done(named[name])
             total = {key: total[key] + facts[key] for key in COSTS}
     return {key: value / len(study.seeds_of(arm)) for key, value in total.items()}
+
+
+def unkept_budgets(study: StudyFolder, arms: Sequence[str]) -> list[str]:
+    """A line for each arm that spent 5% more or less than it was to. Updates are steps, and steps are as planned."""
+    allowed = study.facts.get("allowed") or {"rule": None}  # studies of before have none
+    rule, lines = allowed["rule"], []
+    for arm in arms if rule in COSTS else ():
+        experts = experts_cost(study, arm) if allowed["experts"] == "included" else dict.fromkeys(COSTS, 0.0)
+        if arm not in allowed["arms"] or experts is None:
+            continue
+        amount, total = allowed["arms"][arm], spent(study.runs(arm))[rule] + experts[rule]
+        off = total / amount - 1
+        if abs(off) > TOLERANCE:
+            more = "more" if off > 0 else "less"
+            lines.append(f"{arm} spent {total:,.0f} {rule}, {abs(off):.0%} {more} than its budget of {amount:,.0f}.")
+    return lines
 
 
 def reached_table(study: StudyFolder, reached: Mapping[str, Reached | None]) -> Table | None:
