@@ -103,7 +103,7 @@ def cost_table(study: StudyFolder, arms: Sequence[str]) -> Table:
     columns = ["arm", "steps", "sequences", "tokens", "time", "experts' sequences", "experts' tokens", "experts' time"]
     note = f"Mean over seeds; budget: {study.facts['budget']}. Sequences and tokens are what was written (cross "
     note += "rollouts and rejected draws too), time is that of the training loop with its evaluations (of writing "
-    note += "what is imitated too), beside "
+    note += "what is imitated too, where that was timed), beside "
     note += "other processes. The origin is shared by all and not counted. A given expert costs nothing here. "
     note += f"{NONE}: what it reads is not all there."
     return Table("Cost", [*columns, "all sequences", "all tokens"], rows, note)
