@@ -11,16 +11,25 @@ import json
 from onepolicy.commands import console, show_report
 from onepolicy.config import StudyConfig
 from onepolicy.config.plan import PlannedRun, run_names, seeds_of, upstream
-from onepolicy.jobs import Job, run_jobs
+from onepolicy.jobs import Job, check_finished, run_jobs
+from onepolicy.models import pick_device
 from onepolicy.runfolder import write_atomic
 
 
 def compare(study: StudyConfig, runs: list[PlannedRun]) -> bool:
-    """Run what is not finished, then report. True when every run is there."""
+    """Run what is not finished, then report. True when every run is there.
+
+    Raises ValueError, before anything runs, for a device that is not there, and as `check_finished` does.
+    """
+    jobs = [Job(run.name, run.config, run.after) for run in runs]
+    check_finished(jobs)
+    for device in study.devices:
+        pick_device(device)
     study.output.mkdir(parents=True, exist_ok=True)
     write_atomic(study.output / "study.json", json.dumps(facts(study, runs), indent=1))
-    console.print(f"{len(runs)} runs, {study.parallel} at a time, in {study.output}", highlight=False)
-    failed = run_jobs([Job(run.name, run.config, run.after) for run in runs], study.parallel, console)
+    where = f" on {', '.join(study.devices)}" if study.devices else ""
+    console.print(f"{len(runs)} runs, {study.processes} at a time{where}, in {study.output}", highlight=False)
+    failed = run_jobs(jobs, study.processes, console, study.devices)
     try:
         show_report(study.output)
     except ValueError as error:
@@ -47,11 +56,17 @@ def facts(study: StudyConfig, runs: list[PlannedRun]) -> dict[str, object]:
         for arm in seeds[seed]["arms"]:
             read = (keys[name] for name in upstream(by_name, names[f"arms.{arm}"]))
             reads[arm] = [key for key in read if key != "origin"]
-    budget = "each arm's own steps"
+    budget, allowed = "each arm's own steps", dict[str, object]()
     if study.budget is not None:
         experts = "experts paid from it" if study.budget.experts == "included" else "experts apart"
         budget = f"{study.budget.amount:,} {study.budget.rule}, {experts}"
+        amounts = {
+            name: study.budget.amount * arm.get("budget", 1)
+            for name, arm in study.arms.items()
+            if arm.get("recipe") != "merge"
+        }
+        allowed = {"rule": study.budget.rule, "experts": study.budget.experts, "arms": amounts}
         more = {name: arm["budget"] for name, arm in study.arms.items() if arm.get("budget", 1) != 1}
         budget += "".join(f"; {name}: {factor:g} times that" for name, factor in more.items())
     head = {"title": study.title, "domains": list(study.domains), "reference": study.reference_arm, "budget": budget}
-    return {**head, "seeds": seeds, "reads": reads}
+    return {**head, "allowed": allowed, "seeds": seeds, "reads": reads}

@@ -15,7 +15,8 @@ import runpy
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from onepolicy.config import AnyRun
+from onepolicy.config.file import load_run
 from onepolicy.runfolder import in_use, is_finished, read_rows, write_atomic
 
 POLL = 0.2  # seconds
@@ -48,15 +50,22 @@ class Job:
     def log(self) -> Path:
         return self.output.with_name(f"{self.output.name}.log")
 
+    def on(self, device: str) -> Job:
+        """The same job on that device."""
+        return replace(self, config=self.config.model_copy(update={"device": device}))
 
-def run_jobs(jobs: Sequence[Job], parallel: int, console: Console) -> dict[str, str]:
+
+def run_jobs(jobs: Sequence[Job], parallel: int, console: Console, devices: Sequence[str] = ()) -> dict[str, str]:
     """Run what is not finished, `parallel` at a time. Returns the failed jobs, each with the reason.
 
-    A job whose folder another process is writing (one of an interrupted study may still be at it) waits for that.
+    Each process has one of `devices` to itself, or an even share of it if there are fewer of them than processes; with
+    none, a job's own configuration says where it runs. A job whose folder another process is writing (one of an
+    interrupted study may still be at it) waits for that.
     """
     finished = {job.name for job in jobs if is_finished(job.config)}
     waiting = [job for job in jobs if job.name not in finished]
-    running: dict[str, tuple[Job, ForkServerProcess]] = {}
+    free = list(islice(cycle(devices or [None]), parallel))  # a place for each process: its device
+    running: dict[str, tuple[Job, ForkServerProcess, str | None]] = {}
     failed: dict[str, str] = {}
     with _Bars(jobs, console) as bars:
         try:
@@ -65,18 +74,20 @@ def run_jobs(jobs: Sequence[Job], parallel: int, console: Console) -> dict[str, 
                     if lost := [name for name in job.after if name in failed]:
                         failed[job.name] = f"not run: {lost[0]} failed"
                         waiting.remove(job)
-                    elif len(running) < parallel and finished.issuperset(job.after) and not in_use(job.output):
+                    elif free and finished.issuperset(job.after) and not in_use(job.output):
                         if is_finished(job.config):  # by that other process
                             finished.add(job.name)
                         else:
-                            running[job.name] = job, start(job)
+                            device = free.pop(0)
+                            running[job.name] = job, start(job if device is None else job.on(device)), device
                         waiting.remove(job)
                 if waiting or running:
                     time.sleep(POLL)
-                for name, (job, process) in list(running.items()):
+                for name, (job, process, device) in list(running.items()):
                     bars.update(job)
                     if (code := process.exitcode) is not None:
                         del running[name]
+                        free.append(device)
                         if code == 0:
                             finished.add(name)
                             bars.finished(job)
@@ -86,11 +97,45 @@ def run_jobs(jobs: Sequence[Job], parallel: int, console: Console) -> dict[str, 
                             failed[name] = f"{last_line(job.log)} (exit code {code}, see {job.log})"
                             bars.failed(job, failed[name])
         finally:
-            for _, process in running.values():
+            for _, process, _ in running.values():
                 process.terminate()
-            for _, process in running.values():
+            for _, process, _ in running.values():
                 process.join()
     return failed
+
+
+def check_finished(jobs: Sequence[Job]) -> None:
+    """Raises ValueError for finished jobs whose `after` is to run (again): they have read another result.
+
+    Also for a finished job that was evaluated in another way than it would be now: its score stays as it is.
+    """
+    by_name = {job.name: job for job in jobs}
+    faults = []
+    for job in jobs:
+        if not is_finished(job.config):
+            continue
+        for name in (name for name in job.after if not is_finished(by_name[name].config)):
+            faults.append(
+                f"{job.name} is finished, but {name}, which it has read, {_standing(by_name[name])}: it would be "
+                f"compared with what it was not made from; restore the setting or the folder of {name}, remove "
+                f"{job.output} to run it again, or set another output"
+            )
+        was, now = load_run(job.output).eval, job.config.eval
+        if (was.n, was.temperature) != (now.n, now.temperature):
+            faults.append(
+                f"{job.name} is finished, and was evaluated with n {was.n} and temperature {was.temperature:g}, not "
+                f"{now.n} and {now.temperature:g}: restore eval, remove {job.output} to run it again, or set another "
+                "output"
+            )
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _standing(job: Job) -> str:
+    done = job.output / "done.json"
+    if not done.is_file():
+        return "is not there any more"
+    return f"ended after {json.loads(done.read_text())['steps']} steps and is now to take {job.config.steps}"
 
 
 def start(job: Job) -> ForkServerProcess:

@@ -23,6 +23,8 @@ def pick_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} asked for, but torch sees no GPU: use device: auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device {name!r} asked for, but torch sees {count} GPU(s): use cuda:0 to cuda:{count - 1}")
     return device
 
 

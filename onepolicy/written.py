@@ -6,12 +6,14 @@ One JSON object a line. `token_ids` is prompt and response; `spans` are the toke
      "token_ids": [5, 9, 6, 11, 1], "spans": [[3, 5]]}
 
 The lines are in the order of the prompts, then of the rollouts, so that their number says what is still to be written.
+Beside them, NAME.seconds has a line per batch: how long it took. Apart, since the rollouts are the same in every run.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,7 @@ from onepolicy.runfolder import write_atomic
 from onepolicy.types import Array, Sample, Task, Weights
 
 Row = dict[str, Any]
+SECONDS = ".seconds"
 
 
 class RolloutFile:
@@ -38,6 +41,7 @@ class RolloutFile:
         kept = "".join(line + "\n" for line in lines[:whole])
         if kept != text:
             write_atomic(path, kept)
+        self._clock = time.monotonic()
         self.rows: list[Row] = [json.loads(line) for line in lines[:whole]]
         for row, task in zip(self.rows, self._asked(), strict=False):  # it may not be full yet
             if (row["task"], row["question"]) != (task.id, prompt_text(task)):
@@ -63,6 +67,10 @@ class RolloutFile:
             file.flush()
             os.fsync(file.fileno())
         self.rows += rows
+        now = time.monotonic()
+        with self.path.with_suffix(SECONDS).open("a") as file:
+            file.write(f"{now - self._clock:.3f}\n")
+        self._clock = now
 
     def samples(self, keep: Literal["all", "correct"]) -> list[Sample]:
         """To train on: what is not empty and, if asked for, of reward 1."""
@@ -77,6 +85,11 @@ class RolloutFile:
 
     def _asked(self) -> list[Task]:
         return [task for task in self.tasks for _ in range(self.n)]
+
+
+def seconds_in(folder: Path) -> float:
+    """How long the rollouts of a folder took to write, loading their models included."""
+    return sum(float(line) for file in folder.glob(f"*{SECONDS}") for line in file.read_text().split())
 
 
 def to_row(sample: Sample) -> Row:

@@ -119,7 +119,8 @@ def row_4(study: StudyFolder) -> list[Table]:
     fast, at_equal = [], []
     for method in arms:
         seeds = study.seeds_of(method)
-        paid = f"{experts_cost(study, method)['sequences']:,.0f}"
+        experts = experts_cost(study, method)
+        paid = f"{experts['sequences']:,.0f}" if experts else NONE
         fast.append([method, str(len(seeds)), *(number(_cost(study, method, seeds, level)) for level in LEVELS), paid])
         x, norm, *_ = norm_curve(study, method, seeds)
         norms = [as_of(x, norm, n) if n <= 1.01 * x[-1] else None for n in SEQUENCES]

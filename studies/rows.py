@@ -219,9 +219,8 @@ def cost(name: str, study: StudyFolder) -> Table:
     rows = []
     for arm in study.arms:
         own, seeds = spent(study.runs(arm))["sequences"], study.seeds_of(arm)
-        read = [name.removeprefix("arms.") for name in study.facts["reads"][arm] if name.startswith("arms.")]
-        gone = set(seeds) - set(study.seeds_of(*read))
-        paid = None if gone else experts_cost(study, arm)["sequences"]
+        experts = experts_cost(study, arm)
+        paid = experts and experts["sequences"]
         costs = (own, paid, None if paid is None else own + paid)
         rows.append([arm, str(len(seeds)), *(NONE if cost is None else f"{cost:,.0f}" for cost in costs)])
     columns = ["arm", "seeds", "its own", "of what it reads", "together"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,11 +28,12 @@ from onepolicy.config.budget import step_cost, total_cost
 from onepolicy.config.file import read_config
 from onepolicy.config.plan import plan, upstream
 from onepolicy.evaluation import DomainScore, Evaluation, Question
-from onepolicy.jobs import Job, run_jobs
+from onepolicy.jobs import Job, check_finished, run_jobs
 from onepolicy.report import study_page, write_report
 from onepolicy.report.intervals import Draws, arm_scores, difference, reached
 from onepolicy.report.study import StudyFolder, means_SQ, points
 from onepolicy.report.study_page import drawn, phases
+from onepolicy.report.study_tables import token_table, unkept_budgets
 from tests.runs import run_of, same, weights
 
 SMOKE = Path(__file__).parent.parent / "studies" / "smoke.yaml"
@@ -83,7 +85,10 @@ def test_runs_of_a_plan_are_ordinary_configurations(tmp_path):
     assert upstream(runs, mopd.name) == ["seed-1/origin", "seed-1/experts/sort", "seed-1/experts/count"]
     assert mopd.config.teachers["sort"].model.path == str(tmp_path / "seed-1/experts/sort/model")
     assert runs["seed-1/arms/copd"].after == ("seed-1/origin",)
-    assert facts(study, list(runs.values()))["reads"]["mix_rl"] == []
+    told = facts(study, list(runs.values()))
+    assert told["reads"]["mix_rl"] == []
+    arms = {"mopd": 128, "mix_rl": 128, "copd": 128}  # a merge spends nothing
+    assert told["allowed"] == {"rule": "sequences", "experts": "apart", "arms": arms}
 
 
 def test_a_budget_sets_steps_by_each_rule(tmp_path):
@@ -179,6 +184,7 @@ def test_all_faults_of_a_study_are_told_at_once(tmp_path):
         ({"budget": {"rule": "tokens", "amount": 5, "lengths": {"sort": 3}}}, "has none for count"),
         ({"budget": {"rule": "time", "amount": 5}}, "budget.rule"),
         ({"paralel": 2}, "did you mean 'parallel'?"),
+        ({"devices": ["cpu", "gpu:1"]}, "devices.1"),
         ({"arms": {"a/b": {}, "mopd": {}}}, "no name for an arm"),
     ],
 )
@@ -205,17 +211,17 @@ def test_the_command_line_tells_faults_without_torch(tmp_path):
 
 
 class Fake:
-    """A process that ends after two looks at it, well or not."""
+    """A process that ends after some looks at it, well or not."""
 
-    def __init__(self, job: Job, code: int, log: list[str]) -> None:
-        self.job, self.code, self.log, self.looks = job, code, log, 0
+    def __init__(self, job: Job, code: int, log: list[str], looks: int = 3) -> None:
+        self.job, self.code, self.log, self.looks, self.last = job, code, log, 0, looks
         log.append(job.name)
         job.output.mkdir(parents=True, exist_ok=True)
 
     @property
     def exitcode(self) -> int | None:
         self.looks += 1
-        if self.looks < 3:
+        if self.looks < self.last:
             return None
         done = {"steps": self.job.config.steps, "seconds": 1, "means": {}}
         if self.code == 0:
@@ -255,6 +261,66 @@ def test_jobs_wait_for_what_they_read_and_a_failed_one_takes_only_its_readers(tm
     assert len(capsys.readouterr().out.splitlines()) == 3  # a line per run that ended
     fakes.clear()
     assert run_jobs(several[:1], 2, Console()) == {} and fakes == []
+
+
+def test_every_process_has_a_device_that_is_free(tmp_path, monkeypatch):
+    log: list[str] = []
+    devices: dict[str, str] = {}
+
+    def start(job: Job) -> Fake:
+        devices[job.name] = job.config.device
+        return Fake(job, 1 if job.name == "bad" else 0, log, looks=9 if job.name == "long" else 3)
+
+    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(jobs, "POLL", 0.001)
+    several = [job(tmp_path, name) for name in ("long", "bad", "b", "c")]
+    run_jobs(several, 2, Console(), ["cuda:0", "cpu"])
+    assert log == ["long", "bad", "bad ended", "b", "b ended", "c", "long ended", "c ended"]
+    assert devices == {"long": "cuda:0", "bad": "cpu", "b": "cpu", "c": "cpu"}
+    devices.clear()
+    run_jobs([job(tmp_path, f"again-{k}") for k in range(3)], 3, Console(), ["cuda:0", "cuda:1"])
+    assert list(devices.values()) == ["cuda:0", "cuda:1", "cuda:0"]  # shared evenly
+    devices.clear()
+    run_jobs([job(tmp_path, "own")], 1, Console())
+    assert devices == {"own": "cpu"}  # what its configuration says
+
+
+def test_there_are_as_many_processes_as_devices(tmp_path):
+    assert study_of(tmp_path).processes == 2
+    assert study_of(tmp_path, devices=["cuda:0", "cuda:1", "cuda:1"]).processes == 3
+    assert study_of(tmp_path, devices=["cuda:0"], parallel=2).processes == 2
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_runs(tmp_path, fakes):
+    study = study_of(tmp_path / "study", devices=["cpu", "cuda:99"])
+    with pytest.raises(ValueError, match="device 'cuda:99' asked for, but torch sees"):
+        comparing.compare(study, plan(study))
+    assert fakes == [] and not (tmp_path / "study").exists()
+
+
+def test_a_finished_arm_is_not_compared_with_an_expert_that_trains_on(tmp_path, fakes):
+    study = study_of(tmp_path / "study", seeds=[0])
+    several = [Job(run.name, run.config, run.after) for run in plan(study)]
+    assert run_jobs(several, 2, Console()) == {}
+    check_finished(several)
+    fakes.clear()
+    before = sorted(study.output.iterdir())
+    longer = study_of(tmp_path / "study", seeds=[0], experts={"train": {"steps": 3, "rollout": {"prompts": 8, "n": 4}}})
+    with pytest.raises(ValueError) as found:
+        comparing.compare(longer, plan(longer))
+    lines = str(found.value).splitlines()
+    assert len(lines) == 4 and fakes == [] and sorted(study.output.iterdir()) == before  # mopd, merge × two experts
+    assert lines[0] == (
+        "seed-0/arms/mopd is finished, but seed-0/experts/sort, which it has read, ended after 2 steps and is now to "
+        "take 3: it would be compared with what it was not made from; restore the setting or the folder of "
+        f"seed-0/experts/sort, remove {study.output / 'seed-0/arms/mopd'} to run it again, or set another output"
+    )
+    (study.output / "seed-0/experts/sort/done.json").unlink()
+    with pytest.raises(ValueError, match="seed-0/experts/sort, which it has read, is not there any more"):
+        comparing.compare(study, plan(study))
+    other = study_of(tmp_path / "study", seeds=[0], common={**read_config(SMOKE)["common"], "eval": {"n": 3}})
+    with pytest.raises(ValueError, match=r"seed-0/arms/mix_rl .*evaluated with n 2 and temperature 1, not 3 and 1"):
+        comparing.compare(other, plan(other))
 
 
 def test_a_job_waits_until_nobody_else_writes_its_folder(tmp_path, fakes):
@@ -316,7 +382,8 @@ def run_folder(path: Path, solved: dict[str, int], steps: dict[int, dict[str, in
     """A finished run of 64 sequences a step, with evaluations after `steps`."""
     (path / "eval").mkdir(parents=True)
     domains = {d: {"share": 1} for d in solved}
-    (path / "config.yaml").write_text(yaml.safe_dump({"recipe": "mopd", "domains": domains, "steps": 8}))
+    places = {"output": str(path), "model": {"path": str(path.parents[1] / "origin" / "model")}}
+    (path / "config.yaml").write_text(yaml.safe_dump({"recipe": "mopd", "domains": domains, "steps": 8, **places}))
     rows = [{"step": k, "sequences": 64 * k, "tokens": 256 * k, "time": 2.0 * k, **row} for k in range(1, 9)]
     for line in rows:
         line |= {f"token_share/{d}": 0.5 for d in solved}
@@ -376,6 +443,46 @@ def test_differences_are_paired_and_speed_is_the_first_evaluation_that_reaches(s
     assert reached(study, "poor").spent["sequences"].value == np.inf
 
 
+def test_a_curve_begins_at_the_model_that_the_arm_starts_from(tmp_path):
+    root = tmp_path / "study"
+    home = root / "seed-0"
+    run_folder(home / "origin", {"a": 8})
+    run_folder(home / "experts/a", {"a": 32})
+    models = {
+        "mopd": home / "origin/model",
+        "second": home / "arms/mopd/model",
+        "grown": home / "arms/mopd/branches/a/model",
+        "foreign": tmp_path / "elsewhere/model",
+        "given": tmp_path / "copied",
+    }
+    for arm, model in models.items():
+        run_folder(home / "arms" / arm, {"a": 31}, {4: {"a": 20}})
+        config = yaml.safe_load((home / "arms" / arm / "config.yaml").read_text()) | {"model": {"path": str(model)}}
+        (home / "arms" / arm / "config.yaml").write_text(yaml.safe_dump(config))
+    branch = home / "arms/mopd/branches/a/eval"
+    branch.mkdir(parents=True)
+    (branch / "final.json").write_text(evaluation({"a": 12}).to_json())
+    run_folder(root / "given/b", {"a": 16})
+    copied = {"recipe": "merge", "output": str(root / "given/b"), "base": {"path": str(tmp_path / "copied")}}
+    (root / "given/b/config.yaml").write_text(yaml.safe_dump(copied))
+    places = {"origin": "seed-0/origin", "experts": {"a": "seed-0/experts/a", "b": "given/b"}}
+    places["arms"] = {arm: f"seed-0/arms/{arm}" for arm in models}
+    head = {"title": "T", "domains": ["a"], "reference": "mopd", "budget": ""}
+    (root / "study.json").write_text(json.dumps({**head, "seeds": {0: places}, "reads": {arm: [] for arm in models}}))
+    moved = StudyFolder.read(root.rename(tmp_path / "moved"))
+    curves = {arm: [40 * p.evaluations[0].domains["a"].mean for p in points(moved, arm)] for arm in models}
+    assert curves == {
+        "mopd": [8, 20, 31],
+        "second": [31, 20, 31],
+        "grown": [12, 20, 31],
+        "foreign": [20, 31],
+        "given": [16, 20, 31],
+    }
+    assert {arm: reached(moved, arm).evaluations for arm in models} == dict.fromkeys(models, 2)
+    assert reached(moved, "second").spent["sequences"].value == 0  # it starts from what has arrived
+    assert reached(moved, "foreign").spent["sequences"].value == 512
+
+
 def test_draws_cover_seeds_and_questions_together():
     rng = np.random.default_rng(0)
     noise_SQ = rng.normal(size=(5, 50))
@@ -425,6 +532,56 @@ def test_a_figure_of_curves_draws_the_reference_and_the_arms_of_most_seeds(synth
     assert ">mix_rl<" in svg and ">poor<" not in svg and 'id="FillBetweenPolyCollection' in svg
 
 
+def test_an_arm_whose_upstream_arm_is_missing_keeps_its_place_and_has_no_cost_of_experts(synthetic, tmp_path):
+    root = shutil.copytree(synthetic, tmp_path / "study")
+    told = json.loads((root / "study.json").read_text())
+    told["reads"]["poor"] = ["experts.a", "arms.absent"]
+    (root / "study.json").write_text(json.dumps(told))
+    report = write_report(root)
+    costs = {row[0]: row for row in _table(report.markdown.read_text(), "Cost and speed")}
+    assert costs["poor"][2:] == ["512", "2,048", "16.0 s", "-", "-", "-", "-", "-"]
+    assert costs["mopd"][5:] == ["1,024", "4,096", "32.0 s", "1,536", "6,144"]
+    speed = report.markdown.read_text().split("**Cost to reach 95% of the teachers**")[1]
+    assert re.search(r"\| mopd \|.*\| 1,024 \| 4,096 \| 32.0 s \| 2 \|", speed)
+    assert re.search(r"\| poor \|.*\| - \| - \| - \| 2 \|", speed)
+
+
+def test_shares_of_the_tokens_are_means_over_all_steps_also_those_without_the_domain(synthetic, tmp_path):
+    root = shutil.copytree(synthetic, tmp_path / "study")
+    for seed in SEEDS:  # mix_rl as a cascade: three steps of a, one of b; mopd logs its budget
+        one = [{"step": k, "token_share/a" if k < 4 else "token_share/b": 1.0} for k in range(1, 5)]
+        two = [{"step": k, "token_share/a": 0.2, "token_share/b": 0.8, "budget/a": 0.1 * k} for k in (1, 3)]
+        for arm, lines in (("mix_rl", one), ("mopd", two)):
+            (root / f"seed-{seed}/arms/{arm}/metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    table = token_table(StudyFolder.read(root), ["mix_rl", "mopd", "poor"])
+    assert table.rows == [
+        ["mix_rl", "50.0 / 75.0 / 75.0", "50.0 / 25.0 / 25.0"],
+        ["mopd", "50.0 / 20.0 / 20.0", "50.0 / 80.0 / 0.0"],
+        ["poor", "50.0 / 50.0 / -", "50.0 / 50.0 / -"],
+    ]
+
+
+def test_the_report_names_arms_that_did_not_keep_to_their_budget(synthetic, tmp_path):
+    root = shutil.copytree(synthetic, tmp_path / "study")
+    told = json.loads((root / "study.json").read_text())
+
+    def warnings(rule: str, experts: str, **arms: float) -> list[str]:
+        told["allowed"] = {"rule": rule, "experts": experts, "arms": arms}
+        (root / "study.json").write_text(json.dumps(told))
+        study = StudyFolder.read(root)
+        return unkept_budgets(study, study.arms)
+
+    assert warnings("updates", "apart", mopd=1) == []
+    assert warnings("sequences", "included", mopd=1536, mix_rl=512) == []  # 512 of its own, 2 · 512 of two experts
+    found = warnings("tokens", "apart", mopd=2148, mix_rl=1900, poor=2400)
+    assert found == [
+        "mix_rl spent 2,048 tokens, 8% more than its budget of 1,900.",
+        "poor spent 2,048 tokens, 15% less than its budget of 2,400.",
+    ]
+    text = write_report(root).markdown.read_text().replace("\\", "")
+    assert "## Budgets that were not kept\n\n" + "\n\n".join(found) in text
+
+
 def test_distillation_phases_are_stretches_of_steps():
     steps = np.arange(1.0, 8)
     assert phases(steps, np.array([0, 0, 1, 1, 0, 1, 1])) == [(2.5, 4.5), (5.5, 7.5)]
@@ -435,7 +592,8 @@ def test_distillation_phases_are_stretches_of_steps():
 
 
 def test_a_study_runs_reports_goes_on_and_survives_a_failing_arm(tmp_path, forked, capsys):
-    study = study_of(tmp_path / "study")
+    common = {**read_config(SMOKE)["common"], "device": "auto"}
+    study = study_of(tmp_path / "study", common=common, devices=["cpu", "cpu"])
     runs = plan(study)
     assert comparing.compare(study, runs)
     assert sorted(forked) == sorted(run.name for run in runs) and len(forked) == 14
@@ -447,6 +605,7 @@ def test_a_study_runs_reports_goes_on_and_survives_a_failing_arm(tmp_path, forke
         for domain, cell in zip(study.domains, cells[1:3], strict=True):
             rewards = [evaluation_in(study.output / f"seed-{s}/arms/{arm}")[domain] for s in study.seeds]
             assert cell.split(" ")[0] == f"{100 * np.mean(rewards):.1f}"
+    assert all(read_config(run.config.output / "config.yaml")["device"] == "cpu" for run in runs)
     # every run answered the same questions, those of share 0 too
     asked = [json.loads((run.config.output / "eval" / "final.json").read_text())["domains"] for run in runs]
     ids = [{domain: [question["id"] for question in rows] for domain, rows in one.items()} for one in asked]

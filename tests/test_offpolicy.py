@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from onepolicy.engines.text import Renderer
 from onepolicy.learner import Learner
 from onepolicy.models import load_model
 from onepolicy.recipes import offpolicy
+from onepolicy.report.folders import RunFolder
+from onepolicy.report.study import done
 from onepolicy.runfolder import is_finished, read_rows
 from onepolicy.session import Session, stream
 from onepolicy.types import Sample, Task
-from onepolicy.written import Epochs, RolloutFile, to_row, to_sample
+from onepolicy.written import Epochs, RolloutFile, seconds_in, to_row, to_sample
 from tests.runs import DOMAINS, checkpoint, kill_when, lines, run_of, same, weights
 from tests.test_run import assert_same_end, changed
 from tests.tiny_models import multi_turn
@@ -102,6 +105,21 @@ def question(i: int) -> Task:
 
 
 TASKS = [question(i) for i in range(5)]
+
+
+def test_writing_takes_time_which_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.5, 16.0, 100.0, 101.0])
+    monkeypatch.setattr("onepolicy.written.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    rollouts = tmp_path / "rollouts"
+    file = RolloutFile(rollouts / "d.jsonl", TASKS, n=1, batch=2)
+    file.append(answers(1, 0))
+    file.append(answers(0, 1, first=2))
+    RolloutFile(file.path, TASKS, n=1, batch=2).append(answers(1, first=4))  # after a kill
+    assert (rollouts / "d.seconds").read_text() == "2.500\n3.500\n1.000\n" and seconds_in(rollouts) == 7
+    (rollouts / "summary.json").write_text(json.dumps({"d": {"rollouts": 5, "tokens": 9}}))
+    (tmp_path / "done.json").write_text(json.dumps({"sequences": 80, "tokens": 80, "seconds": 4.0}))
+    spent = done(RunFolder(tmp_path, {}, {}, [], {}, []))
+    assert spent == {"sequences": 5, "tokens": 9, "seconds": 11.0}
 
 
 @pytest.mark.parametrize("torn", ["", '{"task": "d/4", "que', json.dumps(to_row(answers(0, first=2)[0])) + "\n"])

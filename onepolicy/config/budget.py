@@ -1,6 +1,7 @@
 """What a run spends, told from its configuration alone, and how many steps fit a budget.
 
 Draws that dynamic sampling throws away cannot be foreseen and are not in here; the counts of a run have them.
+The report of a study names the arms that have spent over 5% more or less than they were to.
 """
 
 from __future__ import annotations

@@ -23,7 +23,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from onepolicy.config.common import Domains, ModelConfig
 from onepolicy.config.file import read_config
@@ -31,6 +39,7 @@ from onepolicy.config.registry import RECIPES
 from onepolicy.config.strict import ConfigError, Strict, did_you_mean, fault_line
 
 Fragment = dict[str, Any]  # of a run's configuration
+Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda|cuda:\d+)$")]
 
 
 class BudgetConfig(Strict):
@@ -65,7 +74,12 @@ class ExpertsConfig(Strict):
 
 
 class StudyConfig(Strict):
-    """See the top of this file. `parallel` is the number of processes, of one thread each."""
+    """See the top of this file.
+
+    parallel  processes at a time, of one thread each: as many as there are devices, 2 where none are given
+    devices   cpu, cuda:N, …: each process takes one that is free, in the place of its run's `device`; if `parallel`
+              is larger than their number, they are shared evenly
+    """
 
     title: str = "Many experts in, one policy out"
     output: Path
@@ -77,7 +91,12 @@ class StudyConfig(Strict):
     common: Fragment = Field(default_factory=dict)
     budget: BudgetConfig | None = None
     reference_arm: str = "mopd"
-    parallel: PositiveInt = 2
+    parallel: PositiveInt | None = None
+    devices: list[Device] = Field(default_factory=list)
+
+    @property
+    def processes(self) -> int:
+        return self.parallel or len(self.devices) or 2
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

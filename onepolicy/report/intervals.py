@@ -185,7 +185,10 @@ def _minus(ours: float, theirs: float, ours_B: Array | None, theirs_B: Array | N
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """What had been spent at the first evaluation with such a Norm, and its draws; ∞ where none has it."""
+    """What had been spent at the first evaluation with such a Norm, and its draws; ∞ where none has it.
+
+    `evaluations` are the arm's own, without that of its start.
+    """
 
     spent: dict[str, Estimate]
     spent_B: dict[str, Array]
@@ -209,7 +212,7 @@ def reached(study: StudyFolder, arm: str, seeds: list[int] | None = None, level:
         spent_B[key] = costs_P[first_B]
         low, high = percentile_interval(spent_B[key])
         spent[key] = Estimate(float(costs_P[_first(values_P[None] >= level)[0]]), low, high)
-    return Reached(spent, spent_B, len(found) - 1)
+    return Reached(spent, spent_B, sum(not point.start for point in found))
 
 
 def _first(reached_BP: Array) -> Array:

@@ -1,7 +1,8 @@
 """What a study left on disk: `study.json`, which names its run folders, and what of them is there already.
 
 {"title", "domains": [...], "reference": "mopd", "budget": "...", "seeds": {"0": {"origin": "seed-0/origin",
- "experts": {domain: folder}, "arms": {name: folder}}}, "reads": {arm: ["experts.sort", ...]}}
+ "experts": {domain: folder}, "arms": {name: folder}}}, "reads": {arm: ["experts.sort", ...]},
+ "allowed": {"rule": "tokens", "experts": "apart", "arms": {name: amount}}}   the last empty without a budget
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from onepolicy.evaluation import Evaluation
 from onepolicy.report.folders import RunFolder, eval_step, evaluation_of
 from onepolicy.types import Array
+from onepolicy.written import seconds_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,30 +114,57 @@ def final(runs: list[RunFolder]) -> list[Evaluation]:
 
 
 def done(run: RunFolder) -> dict[str, Any]:
-    """What the run spent and scored. An off-policy run's sequences are those its teachers wrote."""
+    """What the run spent and scored. An off-policy run's sequences are those its teachers wrote, in its seconds too."""
     facts: dict[str, Any] = json.loads((run.path / "done.json").read_text(encoding="utf-8"))
     summary = run.path / "rollouts" / "summary.json"
     if summary.is_file():
         written = json.loads(summary.read_text(encoding="utf-8")).values()
         facts["sequences"] = sum(domain["rollouts"] for domain in written)
         facts["tokens"] = sum(domain["tokens"] for domain in written)
+        facts["seconds"] += seconds_in(summary.parent)
     return facts
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """An evaluation on the way: what had been spent by then, mean over seeds, and the evaluations, one per seed."""
+    """An evaluation on the way: what had been spent by then, mean over seeds, and the evaluations, one per seed.
+
+    `start`: it is of the model that the arm starts from, and nothing of its own.
+    """
 
     spent: dict[str, float]
     evaluations: list[Evaluation]
+    start: bool = False
+
+
+def start_of(study: StudyFolder, arm: str, seed: int) -> Evaluation | None:
+    """What the model that an arm starts from was evaluated as; None for a model that is not of this study.
+
+    A run's configuration names its output and that model as they lay when it was run; a study may have moved since.
+    """
+    runs = study.seeds[seed]
+    config = runs.arms[arm].config
+    model = config.get("base") or config["model"]
+    for given in (runs.origin, *runs.experts.values()):  # a copy's base is the given model
+        if given.config.get("base") == model:
+            return evaluation_of(given)
+    there, place = Path(config["output"]).parents[2], Path(model.get("path") or "")  # of <study>/seed-0/arms/NAME
+    if not place.is_relative_to(there):
+        return None
+    file = study.path / place.relative_to(there).parent / "eval" / "final.json"
+    return Evaluation.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def points(study: StudyFolder, arm: str, seeds: list[int] | None = None) -> list[Point]:
-    """From the origin, where nothing has been spent, over the periodic evaluations of all seeds, to the end."""
+    """From where it starts, with nothing spent, over the periodic evaluations of all seeds, to the end.
+
+    Without the start, where that is no model of this study.
+    """
     seeds = study.seeds_of(arm) if seeds is None else seeds
     runs = [study.seeds[seed].arms[arm] for seed in seeds]
     keys = ("sequences", "tokens", "seconds")
-    found = [Point(dict.fromkeys(keys, 0.0), final([study.seeds[seed].origin for seed in seeds]))]
+    starts = [one for seed in seeds if (one := start_of(study, arm, seed)) is not None]
+    found = [Point(dict.fromkeys(keys, 0.0), starts, start=True)] if len(starts) == len(seeds) else []
     rows = [{row["step"]: row for row in run.metrics} for run in runs]
     for label in runs[0].evaluations:
         step = eval_step(label)

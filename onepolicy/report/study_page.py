@@ -61,6 +61,8 @@ def study_report(path: Path) -> tuple[Path, Path, Table]:
         Section("How far apart", figures=_drawn(*(_gaps(study, arm) for arm in arms))),
         _section("Who gets the tokens", tables.token_table(study, arms), *_token_shares(study, arms)),
     ]
+    if unkept := tables.unkept_budgets(study, arms):
+        sections.insert(0, Section("Budgets that were not kept", "\n\n".join(unkept)))
     if study.missing:
         absent = "Not finished, and left out: " + ", ".join(study.missing) + "."
         sections.insert(0, Section("Missing runs", absent))
@@ -147,9 +149,10 @@ def _speed(study: StudyFolder, arms: list[str]) -> Figure | None:
         x = np.array([point.spent["sequences"] for point in found])
         means = [scores_of(study, point.evaluations, seeds).mean_estimate for point in found]
         y, low, high = 100 * np.array([[mean.value, mean.low, mean.high] for mean in means]).T
-        experts = tables.experts_cost(study, arm)["sequences"]
+        experts = tables.experts_cost(study, arm)
         apart.append(Line(arm, x, y, style, window=1, band=(low, high)))
-        included.append(Line(arm, x + experts, y, style, window=1, band=(low, high)))
+        if experts is not None:
+            included.append(Line(arm, x + experts["sequences"], y, style, window=1, band=(low, high)))
     ylabel = "mean score, avg@n (%)"
     panels = [Panel(ylabel, apart, "after the experts exist"), Panel(ylabel, included, "experts' sequences counted in")]
     caption = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from onepolicy.report.study import StudyFolder, done
 from onepolicy.report.tables import NO_GAIN, NONE, Table, duration, percent, percent_interval, score_interval
 
 COSTS = ("sequences", "tokens", "seconds")
+TOLERANCE = 0.05  # of a budget
 
 
 def order(scores: Mapping[str, Scores]) -> list[str]:
@@ -88,24 +90,22 @@ def cost_table(study: StudyFolder, arms: Sequence[str]) -> Table:
     """What each arm spent, what the experts that it reads had spent before, and both together."""
     rows = []
     for arm in arms:
-        own = spent(study.runs(arm))
-        experts = experts_cost(study, arm)
+        own, experts = spent(study.runs(arm)), experts_cost(study, arm)
         rows.append(
             [
                 arm,
                 f"{max((run.metrics[-1]['step'] for run in study.runs(arm) if run.metrics), default=0):,}",
-                *(f"{own[key]:,.0f}" for key in ("sequences", "tokens")),
-                duration(own["seconds"]),
-                *(f"{experts[key]:,.0f}" for key in ("sequences", "tokens")),
-                duration(experts["seconds"]),
-                f"{own['sequences'] + experts['sequences']:,.0f}",
-                f"{own['tokens'] + experts['tokens']:,.0f}",
+                *_amounts(own),
+                *_amounts(experts),
+                *_amounts(experts and {key: own[key] + experts[key] for key in COSTS})[:2],
             ]
         )
     columns = ["arm", "steps", "sequences", "tokens", "time", "experts' sequences", "experts' tokens", "experts' time"]
     note = f"Mean over seeds; budget: {study.facts['budget']}. Sequences and tokens are what was written (cross "
-    note += "rollouts and rejected draws too), time is that of the training loop with its evaluations, beside "
-    note += "other processes. The origin is shared by all and not counted. A given expert costs nothing here."
+    note += "rollouts and rejected draws too), time is that of the training loop with its evaluations (of writing "
+    note += "what is imitated too, where that was timed), beside "
+    note += "other processes. The origin is shared by all and not counted. A given expert costs nothing here. "
+    note += f"{NONE}: what it reads is not all there."
     return Table("Cost", [*columns, "all sequences", "all tokens"], rows, note)
 
 
@@ -115,18 +115,36 @@ def spent(runs: Sequence[RunFolder]) -> dict[str, float]:
     return {key: float(np.mean([fact[key] for fact in facts])) for key in COSTS}
 
 
-def experts_cost(study: StudyFolder, arm: str) -> dict[str, float]:
-    """Of all that the arm reads, directly or not, except the origin; the mean over seeds."""
+def experts_cost(study: StudyFolder, arm: str) -> dict[str, float] | None:
+    """Of all that the arm reads, directly or not, except the origin; the mean over seeds. None if not all is there."""
     read: list[str] = study.facts["reads"][arm]
     total = dict.fromkeys(COSTS, 0.0)
     for seed in study.seeds_of(arm):
         runs = study.seeds[seed]
         named = {f"experts.{domain}": run for domain, run in runs.experts.items()}
         named |= {f"arms.{name}": run for name, run in runs.arms.items()}
+        if not named.keys() >= set(read):
+            return None
         for name in read:
             facts = done(named[name])
             total = {key: total[key] + facts[key] for key in COSTS}
     return {key: value / len(study.seeds_of(arm)) for key, value in total.items()}
+
+
+def unkept_budgets(study: StudyFolder, arms: Sequence[str]) -> list[str]:
+    """A line for each arm that spent 5% more or less than it was to. Updates are steps, and steps are as planned."""
+    allowed = study.facts.get("allowed") or {"rule": None}  # studies of before have none
+    rule, lines = allowed["rule"], []
+    for arm in arms if rule in COSTS else ():
+        experts = experts_cost(study, arm) if allowed["experts"] == "included" else dict.fromkeys(COSTS, 0.0)
+        if arm not in allowed["arms"] or experts is None:
+            continue
+        amount, total = allowed["arms"][arm], spent(study.runs(arm))[rule] + experts[rule]
+        off = total / amount - 1
+        if abs(off) > TOLERANCE:
+            more = "more" if off > 0 else "less"
+            lines.append(f"{arm} spent {total:,.0f} {rule}, {abs(off):.0%} {more} than its budget of {amount:,.0f}.")
+    return lines
 
 
 def reached_table(study: StudyFolder, reached: Mapping[str, Reached | None]) -> Table | None:
@@ -134,10 +152,11 @@ def reached_table(study: StudyFolder, reached: Mapping[str, Reached | None]) -> 
     for arm, found in reached.items():
         if found is not None:
             cells = [_spent(found.spent[key], key) for key in COSTS]
-            rows.append([arm, *cells, f"{experts_cost(study, arm)['sequences']:,.0f}", str(found.evaluations)])
+            rows.append([arm, *cells, *_amounts(experts_cost(study, arm)), str(found.evaluations)])
     if not rows:
         return None
-    columns = ["arm", "sequences", "tokens", "time", "experts' sequences", "evaluations"]
+    experts = ["experts' sequences", "experts' tokens", "experts' time"]
+    columns = ["arm", "sequences", "tokens", "time", *experts, "evaluations"]
     note = (
         f"What an arm had spent at its first evaluation with Norm ≥ {REACHED:g}, after the experts existed; mean over "
     )
@@ -145,6 +164,13 @@ def reached_table(study: StudyFolder, reached: Mapping[str, Reached | None]) -> 
     note += "evaluations are (eval.every), and the first of many noisy ones comes early; an arm of one evaluation has "
     note += "only its end."
     return Table("Cost to reach 95% of the teachers", columns, rows, note)
+
+
+def _amounts(costs: Mapping[str, float] | None) -> list[str]:
+    """Sequences, tokens, time."""
+    if costs is None:
+        return [NONE] * len(COSTS)
+    return [duration(costs[key]) if key == "seconds" else f"{costs[key]:,.0f}" for key in COSTS]
 
 
 def _spent(estimate: Estimate, key: str) -> str:
@@ -165,8 +191,9 @@ def token_table(study: StudyFolder, arms: Sequence[str]) -> Table | None:
         for domain in study.domains:
             shares = [float(np.mean([run.domain_share(domain) for run in runs]))]
             for key in ("token_share", "budget"):
-                curves = [run.curve(f"{key}/{domain}")[1] for run in runs]
-                shares.append(float(np.mean(np.concatenate(curves))) if any(map(len, curves)) else np.nan)
+                steps = [step_shares(row, key) for run in runs for row in run.metrics]
+                logged = [share.get(domain, 0.0) for share in steps if share]
+                shares.append(float(np.mean(logged)) if logged else np.nan)
             cells.append(" / ".join(NONE if np.isnan(share) else percent(share) for share in shares))
         if any(run.metrics for run in runs):
             rows.append([arm, *cells])
@@ -174,8 +201,15 @@ def token_table(study: StudyFolder, arms: Sequence[str]) -> Table | None:
         return None
     note = "Prompts / tokens / update, in percent: the share of prompts by configuration, of the tokens that were "
     note += "trained on, and of the update's budget (tokens times the mean size of their signal), means over all steps "
-    note += "in which the domain took part."
+    note += "(0 in a step that the domain took no part in)."
     return Table("Token budget per domain", ["arm", *study.domains], rows, note)
+
+
+def step_shares(row: Mapping[str, Any], key: str) -> dict[str, float]:
+    """The domains' shares that a step has logged. A step of one domain alone (a cascade's) is all that domain's."""
+    found = {name.partition("/")[2]: row[name] for name in row if name.startswith(f"{key}/")}
+    drawn = [name.partition("/")[2] for name in row if name.startswith("token_share/")]
+    return found or (dict.fromkeys(drawn, 1.0) if len(drawn) == 1 else {})
 
 
 def _cell(estimate: Estimate | None) -> str:
