@@ -21,15 +21,15 @@ DRAWN = 9  # arms beside the reference in one pair of axes: with more, nobody ca
 PANELS = 12  # in one figure: what a page holds
 
 HOW_TO_READ = (
-    "All arms start from the same origin with the same seed, see the same tasks, and answer the same held-out "
-    "questions. The normalised score says how much of an expert's gain an arm has: 0 is no better than the origin, 1 "
+    "All arms start from the same origin (unless the study starts one from another), with the same seed, see the same "
+    "tasks, and answer the same held-out questions. The normalised score says how much of an expert's gain an arm has: 0 is no better than the origin, 1 "
     "as good as the expert. Norm is the mean over the domains, the range is max - min."
     "\n\n"
     "Brackets are 95% bootstrap intervals over seeds and questions together: every draw takes seeds with replacement "
     "and questions with replacement, the same for origin, experts and all arms, so that differences are paired. With "
     "few seeds such an interval is too narrow rather than too wide; with one it covers the questions alone. The range "
-    "is never negative, so its bracket leans upwards. Many arms are compared here: of twenty intervals that exclude "
-    "0, one does by chance."
+    "is never negative, so its bracket leans upwards. Many arms are compared here: of twenty comparisons of arms that "
+    "do not differ at all, one will have an interval that excludes 0."
 )
 
 
