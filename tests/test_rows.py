@@ -68,6 +68,7 @@ def test_a_correlation_covers_seeds_and_can_be_freed_from_a_third_quantity():
     y = 5 * z + noise
     rest = [v.ravel() - np.polyval(np.polyfit(z.ravel(), v.ravel(), 1), z.ravel()) for v in (x, y)]
     assert measures.correlation(x, y, z).value == pytest.approx(np.corrcoef(*rest)[0, 1])
+    assert np.isnan(measures.correlation(x, np.ones_like(x)).value)  # and no warning, which would be an error
 
 
 def test_the_interval_of_a_number_covers_seeds():

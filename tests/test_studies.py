@@ -2,10 +2,11 @@
 
 Run are clash, apart and coevolve with all their arms, real, and of the sweeps a few arms of tune_apart; one seed each.
 From the file come the arms, their recipes, options, order and what each reads, through `plan` with its budgets. Cut,
-here, are the sizes alone: two steps of everything (origin, experts, arms, each stage of a cascade; three of copd, whose
-cycle is then one step of RL and one of OPD, so that a phase of each kind ends), a model of one layer, a handful of
-prompts, one answer to each of a few questions. Tasks become ones that two steps teach (tests/early.py), since an expert
-that gains nothing leaves no normalised score to compute. `studies/rows.py` then writes its page and its figures.
+here, are the sizes alone: two steps of everything (origin, experts, arms, each stage of a cascade), a model of one
+layer, a handful of prompts, one answer to each of a few questions. copd takes three steps, with cycles of one step of
+RL and one of OPD, so that a phase of each kind ends; and what is to have drifted for longer than another does. Tasks
+become ones that two steps teach (tests/early.py), since an expert that gains nothing leaves no normalised score to
+compute. `studies/rows.py` then writes its page and its figures.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ import rows
 
 STUDIES = Path(__file__).parent.parent / "studies"
 FILES = sorted(file.stem for file in STUDIES.glob("*.yaml") if file.stem != "verdicts")
+STEPS = {"drift_25": 1, "drift_200": 3}  # where it is not two
 SWEPT = ("mopd@1e-4", "mopd@3e-4", "expert@1e-4", "expert@3e-4", "mopd@1e-3")  # of tune_apart
 
 
@@ -91,11 +93,14 @@ def cut(config: AnyRun, fast: bool) -> AnyRun:
         domain |= {"tasks": tasks, "eval_size": 16, "max_new_tokens": None}
     rollout = data["rollout"]
     small: dict[str, Any] = {
-        "rollout": {"prompts": min(8, rollout["prompts"]), "n": min(4, rollout["n"]), "max_new_tokens": 6},
+        "rollout": {"prompts": min(16, rollout["prompts"]), "n": min(8, rollout["n"]), "max_new_tokens": 6},
         "eval": {"n": 1, "every": min(1, data["eval"]["every"])},
     }
     if not isinstance(config, MergeConfig):
-        small |= {"steps": 2, "optim": {"learning_rate": 3e-2 if fast else 1e-4, "schedule": "constant"}}
+        small |= {
+            "steps": STEPS.get(config.output.name, 2),
+            "optim": {"learning_rate": 0.3 if fast else 1e-4, "schedule": "constant"},
+        }
         small["optim"]["warmup_steps"] = 0
     if isinstance(config, CopdConfig):
         small |= {"steps": 3, "rl_steps": min(1, config.rl_steps), "opd_steps": min(1, config.opd_steps)}
@@ -140,11 +145,13 @@ def test_no_arm_fails_and_each_still_does_what_it_is_about(runs):
     for name in rows.STUDIES:
         for arm_name, fragment in load_study(STUDIES / f"{name}.yaml").arms.items():
             run = arm(runs, name, arm_name)
-            steps = {"merge": 0, "copd": 3, "cascade_rl": 2 * len(run.domains)}.get(fragment["recipe"], 2)
+            usual = {"merge": 0, "copd": 3, "cascade_rl": 2 * len(run.domains)}.get(fragment["recipe"], 2)
+            steps = STEPS.get(arm_name, usual)
             assert len(run.metrics) == steps and "final" in run.evaluations, (name, arm_name)
-            noisy = run.config["rollout"].get("engine_noise", 0)
+            # the engine that wrote is not the policy that learns: by noise, or from the second update of a batch on
+            stale = run.config["rollout"].get("engine_noise", 0) > 0 or run.config.get("inner_updates", 1) > 1
             if "engine_gap" in (row := run.metrics[-1] if run.metrics else {}):
-                assert (row["engine_gap"] > 0.1) == bool(noisy), arm_name
+                assert (row["engine_gap"] > 0.1) == stale, arm_name
     phases = {"copd": [0, 1, 0], "independent": [0, 0, 0], "static_native": [0, 1, 0], "ratio_0_1": [1, 1, 1]}
     for arm_name, opd in phases.items():
         run = arm(runs, "coevolve", arm_name)
@@ -159,15 +166,23 @@ def test_no_arm_fails_and_each_still_does_what_it_is_about(runs):
 
 
 def test_every_row_yields_its_tables_and_the_page_its_figures(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(claims, "SEQUENCES", (8, 16))  # as far as two steps come
+    for name, near in {"SEQUENCES": (16, 32), "LEVELS": (0.1,), "EARLY": (1,), "RISEN": 1}.items():
+        monkeypatch.setattr(claims, name, near)  # what two steps come to
     monkeypatch.setattr(sys, "argv", ["rows.py", str(runs), "--figures", str(tmp_path)])
     rows.main()
     text = capsys.readouterr().out
     assert {file.stem for file in tmp_path.glob("*.svg")} == set(rows.FIGURE_OF.values())
-    assert rows.NOT_YET not in text
-    blanks = {}
-    for number in rows.ROWS:
+    blank = []
+    for number, row in rows.ROWS.items():
         section = text.split(f"\n## {number} · ", 1)[1].split("\n## ", 1)[0]
-        blanks[number] = [line for line in section.splitlines() if rows.NONE in line.split(" | ")]
-        assert section.count("\n### ") == len(rows.ROWS[number].studies) and section.count("| --- |") > 0, number
-    assert {number: lines for number, lines in blanks.items() if lines} == {}
+        measured = section.split("\n### ")[1:]
+        assert len(measured) == len(row.studies) and all("| --- |" in part for part in measured), number
+        lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+        blank += [(number, line[0]) for line in lines if rows.NONE in line]
+    # one update of a batch has no last one, and nothing is masked but by mopd_masked
+    assert [(number, name.replace("\\", "")) for number, name in blank] == [
+        ("21", "mopd_sampled"),
+        ("23", "mopd_sampled"),
+    ]
+    for section in ("Four real domains", "Origin and experts", "Sequences spent", "Learning rates"):
+        assert "| --- |" in text.split(f"\n## {section}\n", 1)[1].split("\n## ", 1)[0], section
