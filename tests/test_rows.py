@@ -130,6 +130,7 @@ def test_a_model_may_be_several_that_answer_for_their_own_domains(runs):
 def test_the_page_says_what_is_measured_judged_and_missing(runs):
     found, missing = rows.read_studies(runs)
     verdicts = {"1": {"verdict": "reproduced", "why": "Because."}, "which method when": "Always MOPD."}
+    verdicts["four real domains"] = "Kept."
     text = "\n".join(rows.page(found, missing, verdicts, []))
     assert "- clash: mix_rl (seed 0, 1); mopd (seed 1); average (seed 1)" in text.replace("\\", "")
     assert "coevolve: all of it" in text and "Always MOPD." in text
