@@ -51,6 +51,8 @@ CLAIMED_ORDER = ["mopd", "mix_rl", "task_arithmetic", "offpolicy", "cascade", "a
 LAMBDAS = ("0.3", "0.5", "0.7", "1", "1.3")
 LEVELS = (0.8, 0.9, 0.95)  # Norm
 SEQUENCES = (2_700, 5_400, 9_000, 18_000, 36_000, 54_000, 108_000)
+EARLY = (10, 20, 40, 80)  # steps of row 10
+RISEN = 20  # of these
 
 
 def row_1(study: StudyFolder) -> list[Table]:
@@ -284,7 +286,7 @@ def row_9(study: StudyFolder) -> list[Table]:
 
 
 def row_10(study: StudyFolder) -> list[Table]:
-    steps = ("step-10", "step-20", "step-40", "step-80", "final")
+    steps = (*(f"step-{step}" for step in EARLY), "final")
     start = scores(study, origin)
     rows = []
     for name in ("mopd", "mopd_outcome", "rl_same_rollouts"):
@@ -292,7 +294,7 @@ def row_10(study: StudyFolder) -> list[Table]:
         found = [scores(study, arm(name, label)) for label in steps]
         rows.append([name, str(len(seeds)), *(points(one.mean_estimate if one else None) for one in found)])
     models = {name: arm(name) for name in ("mopd", "mopd_outcome", "rl_same_rollouts")}
-    early = {f"{name} at step 20": arm(name, "step-20") for name in models} | {"origin": origin}
+    early = {f"{name} at step {RISEN}": arm(name, f"step-{RISEN}") for name in models} | {"origin": origin}
     note = (
         f"Mean over domains. The origin: {percent(start.mean) if start else NONE}. 128 sequences a step for all three."
     )
@@ -300,7 +302,7 @@ def row_10(study: StudyFolder) -> list[Table]:
     return [
         Table("mean score (%) after so many steps", ["arm", "seeds", *steps], rows, note),
         differences(study, "paired differences at the end", models, pairs),
-        differences(study, "gain over the origin by step 20", early, [(name, "origin") for name in early][:-1]),
+        differences(study, f"gain over the origin by step {RISEN}", early, [(name, "origin") for name in early][:-1]),
     ]
 
 

@@ -221,14 +221,19 @@ def partial(xy: Array, xz: Array, yz: Array) -> Array:
 
 
 def correlation(*columns_SP: Array) -> Estimate:
-    """r of the first two; with a third, their partial correlation given the third. Seeds are drawn, with all points."""
+    """r of the first two; with a third, their partial correlation given the third. Seeds are drawn, with all points.
+
+    nan where it is undefined: a column without spread, or one that the third explains wholly.
+    """
 
     def value(weights_BS: Array) -> Array:
         r = [pearson(a, b, weights_BS) for a, b in combinations(columns_SP, 2)]
         return r[0] if len(r) == 1 else partial(*r)
 
     seeds = len(columns_SP[0])
-    return Estimate(float(value(np.full((1, seeds), 1 / seeds))[0]), *percentile_interval(value(Draws(seeds).seeds_BS)))
+    drawn_B = value(Draws(seeds).seeds_BS)
+    ends = percentile_interval(drawn_B) if np.isfinite(drawn_B).any() else (np.nan, np.nan)
+    return Estimate(float(value(np.full((1, seeds), 1 / seeds))[0]), *ends)
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------

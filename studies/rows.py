@@ -184,9 +184,9 @@ REAL_DOMAINS = (
     "that is built from nothing. s̃ of a domain is the share of its expert's gain that the model keeps."
 )
 RATES = (
-    "Every arm of these tables got the same three rates, and a smaller one where the smallest was best. Arms that are in "
-    "none of them use the rate of the arm that they vary. λ of task arithmetic was chosen on the final questions, which "
-    "flatters it."
+    "Every arm of these tables got the same three rates, and a smaller one where the smallest was best. Arms that are "
+    "in none of them use the rate of the arm that they vary. λ of task arithmetic was chosen on the final questions, "
+    "which flatters it."
 )
 SEEDS = (
     "An interval of a number of a run (overlap, KL, shares: everything that is not a score) covers seeds alone: with "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onepolicy.tasks.base import seeded, user_message
 from onepolicy.types import Grade, Task
 
-HALVES = {"early": "abcdefghijklm", "late": "nopqrstuvwxyz"}
+HALVES = {"early": "abcdefghijklm", "late": "nopqrstuvwxyz", "middle": "ghijklmnopqrs"}
 
 
 class Early:

@@ -69,6 +69,7 @@ def test_a_correlation_covers_seeds_and_can_be_freed_from_a_third_quantity():
     y = 5 * z + noise
     rest = [v.ravel() - np.polyval(np.polyfit(z.ravel(), v.ravel(), 1), z.ravel()) for v in (x, y)]
     assert measures.correlation(x, y, z).value == pytest.approx(np.corrcoef(*rest)[0, 1])
+    assert np.isnan(measures.correlation(x, np.ones_like(x)).value)  # and no warning, which would be an error
 
 
 def test_the_interval_of_a_number_covers_seeds():
@@ -130,6 +131,7 @@ def test_a_model_may_be_several_that_answer_for_their_own_domains(runs):
 def test_the_page_says_what_is_measured_judged_and_missing(runs):
     found, missing = rows.read_studies(runs)
     verdicts = {"1": {"verdict": "reproduced", "why": "Because."}, "which method when": "Always MOPD."}
+    verdicts["four real domains"] = "Kept."
     text = "\n".join(rows.page(found, missing, verdicts, []))
     assert "- clash: mix_rl (seed 0, 1); mopd (seed 1); average (seed 1)" in text.replace("\\", "")
     assert "coevolve: all of it" in text and "Always MOPD." in text

@@ -22,8 +22,9 @@ PANELS = 12  # in one figure: what a page holds
 
 HOW_TO_READ = (
     "All arms start from the same origin (unless the study starts one from another), with the same seed, see the same "
-    "tasks, and answer the same held-out questions. The normalised score says how much of an expert's gain an arm has: 0 is no better than the origin, 1 "
-    "as good as the expert. Norm is the mean over the domains, the range is max - min."
+    "tasks, and answer the same held-out questions. The normalised score says how much of an expert's gain an arm "
+    "has: 0 is no better than the origin, 1 as good as the expert. Norm is the mean over the domains, the range is max "
+    "- min."
     "\n\n"
     "Brackets are 95% bootstrap intervals over seeds and questions together: every draw takes seeds with replacement "
     "and questions with replacement, the same for origin, experts and all arms, so that differences are paired. With "
