@@ -83,7 +83,7 @@ ESTIMATORS = [
     ("topk", {"k": 5, "topk": "tail"}),
     ("full", {}),
     ("full", {"divergence": "jsd"}),
-    ("sampled", {"signal": "jsd"}),
+    ("sampled", {"signal": "jsd", "refresh": True}),  # of stored log-probs it would be in single precision
     ("sampled", {"weighting": {"position": 0.5, "turn_cap": 1.5}}),
     ("trust_region", {"k": 5}),
 ]
