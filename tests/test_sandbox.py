@@ -87,7 +87,7 @@ def until(true):
     """Wait for it, as long as a busy machine may take. Fails when it stays false."""
     deadline = time.monotonic() + 20
     while not true():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, f"(processes, /tmp, files in /dev/shm, open files) are {left()}"
         time.sleep(0.02)
 
 
@@ -550,6 +550,16 @@ def left():
     return len(processes()), names, len(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd"))
 
 
+def settled():
+    """`left`, once it has stayed the same for a second: a slot that was just used may still start its next process."""
+    found, since = left(), time.monotonic()
+    while time.monotonic() < since + 1:
+        time.sleep(0.05)
+        if (now := left()) != found:
+            found, since = now, time.monotonic()
+    return found
+
+
 def nothing_new(before):
     """What is left is part of what was; a sandbox of an earlier test may have gone meanwhile."""
     return all(set(a) <= set(b) if isinstance(a, list) else a <= b for a, b in zip(left(), before, strict=True))
@@ -559,7 +569,7 @@ def storm(sandbox, programs):
     """Hostile programs in a row. What is left before and after, and how long each tenth of them took."""
     quick, tenth = Limits(wall_s=0.25, cpu_s=1, memory_mib=128), len(programs) // 10
     sandbox.start()
-    before, times = left(), []
+    before, times = settled(), []
     with ThreadPoolExecutor(sandbox.slots) as threads:
         for part in range(10):
             start = time.monotonic()

@@ -13,7 +13,7 @@ from onepolicy.config import DomainConfig, TasksConfig
 from onepolicy.tasks import build_source
 from onepolicy.tasks.grading import Grader
 from tests.attacks.programs import FORGED, HOSTILE, PRINTED
-from tests.test_sandbox import left, nothing_new, until
+from tests.test_sandbox import nothing_new, settled, until
 
 SQUARE = {
     "task_id": "attacks/0",
@@ -62,7 +62,7 @@ def test_none_scores_hangs_crashes_or_escapes(options):
     assert {found.reward for found in grades(options, good, 20.0)} == {1.0}
     cases = [("units", answer) for answer in FORGED] + [("output", answer) for answer in PRINTED]
     cases += [(("units", "output")[number % 2], answer) for number, answer in enumerate(HOSTILE)]
-    before = left()
+    before = settled()
     found = grades(options, cases, 0.25)
     scored = [answer for (_, answer), grade in zip(cases, found, strict=True) if grade.reward != 0.0]
     broken = [answer for (_, answer), grade in zip(cases, found, strict=True) if "survive" in grade.reason]
