@@ -20,6 +20,7 @@ import claims
 import coevolution
 import measures
 import numpy as np
+import updates
 import yaml
 from tables import NONE, normalised, raw
 
@@ -72,11 +73,11 @@ ROWS = {
     "15": Row("All S_RL:S_OPD ratios beat static OPD; interior optimum", COEVOLVE, coevolution.row_15),
     "16": Row("CoPD > experts on both domains; static OPD recovers part", COEVOLVE, coevolution.row_16),
     "18": Row("Removing either OPD direction hurts; the merge adds", COEVOLVE, coevolution.row_18),
-    "19-20": Row("Prompt share ≠ token share; token-mean starves the short domain", CLASH, claims.row_19),
-    "21": Row("Teacher disagreement is small; masking it does not help", BOTH, claims.row_21),
-    "22": Row("The budget drifts after token balancing; the inverse gap sign diverges", CLASH, claims.row_22),
-    "23": Row("Staleness grows with K; refresh helps only at K > 1", CLASH, claims.row_23),
-    "24": Row("Ladder share → gap → refresh", CLASH, claims.row_24),
+    "19-20": Row("Prompt share ≠ token share; token-mean starves the short domain", CLASH, updates.row_19),
+    "21": Row("Teacher disagreement is small; masking it does not help", BOTH, updates.row_21),
+    "22": Row("The budget drifts after token balancing; the inverse gap sign diverges", CLASH, updates.row_22),
+    "23": Row("Staleness grows with K; refresh helps only at K > 1", CLASH, updates.row_23),
+    "24": Row("Ladder share → gap → refresh", CLASH, updates.row_24),
 }
 
 

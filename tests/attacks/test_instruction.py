@@ -474,9 +474,8 @@ def test_an_attack_earns_nothing_and_breaks_nothing(verdicts, number):
 
 def test_right_answers_score_before_and_after_the_attacks(verdicts):
     grades, count, _ = verdicts
-    wrong = [
-        name for name, grade in zip([*TASKS] * 2, grades[:count] + grades[-count:], strict=True) if grade.reward < 1
-    ]
+    right = grades[:count] + grades[len(grades) - count :]
+    wrong = [name for name, grade in zip([*TASKS] * 2, right, strict=True) if grade.reward < 1]
     assert not wrong
 
 

@@ -473,7 +473,7 @@ def test_an_attack_earns_nothing_and_breaks_nothing(verdicts, number):
 
 def test_right_answers_score_before_and_after_the_attacks(verdicts):
     grades, count, _ = verdicts
-    assert [grade.reward for grade in grades[:count] + grades[-count:]] == [1.0] * 2 * count
+    assert [grade.reward for grade in grades[:count] + grades[len(grades) - count :]] == [1.0] * 2 * count
 
 
 def cpu_seconds():
