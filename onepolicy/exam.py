@@ -11,6 +11,8 @@ import torch
 from onepolicy.config import EvalConfig, MergeConfig, ModelConfig, RunConfig
 from onepolicy.engines.base import Sampling
 from onepolicy.engines.local import LocalEngine
+from onepolicy.engines.precision import DTYPES
+from onepolicy.engines.probe import check_generation
 from onepolicy.engines.text import Renderer
 from onepolicy.evaluation import Evaluation, evaluate
 from onepolicy.models import load_model, pick_device
@@ -45,7 +47,9 @@ class Exam:
         """avg@n, with the random stream of every evaluation."""
         model, tokenizer = load_model(candidate, device=self.device)
         renderer = Renderer(tokenizer, model.generation_config)
-        engine = LocalEngine(model, renderer, batch_size=self.config.rollout.batch_size)
+        batch_size, dtype = self.config.rollout.batch_size, DTYPES[candidate.dtype]
+        engine = LocalEngine(model, renderer, batch_size=batch_size, dtype=dtype)
+        check_generation(engine)
         sampling = replace(self.sampling, temperature=setting.temperature)
         grade = partial(graded, engine, self.grader, sampling)
         return evaluate(engine, self.tasks, grade, setting.n, sampling, EVAL_SEED)

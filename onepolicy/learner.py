@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,15 +30,20 @@ from onepolicy.engines.forward import (
     TokenStats,
     frozen_head,
     live_head,
+    numbered,
     plan_batches,
+    position_keys,
     predicting_states,
     routed_logprobs,
     score_samples,
     token_chunks,
     token_stats,
 )
+from onepolicy.engines.mode import recomputing, settle
+from onepolicy.engines.precision import compute_in
+from onepolicy.engines.vocabulary import vocabulary_size
 from onepolicy.meter import Meter
-from onepolicy.models import disable_dropout, save_model
+from onepolicy.models import save_model
 from onepolicy.objectives import distill, divergences, importance, policy, reduce, weighting
 from onepolicy.types import Array, Sample, TokenScores, Want
 
@@ -76,7 +82,8 @@ class Learner:
     """Owns the weights, the optimizer and the step count. `temperature` is that of the rollouts it learns from.
 
     `version` counts steps, those included that were skipped or had nothing to learn from; the learning rate follows
-    it, and reaches its end after `total_steps`. Dropout is switched off: the learner must be the policy that wrote.
+    it, and reaches its end after `total_steps`. It computes in evaluation mode and in `dtype`, as its engine does: the
+    learner must be the policy that generated. Softmaxes are over the tokenizer's tokens, without padding rows.
     """
 
     def __init__(
@@ -92,14 +99,11 @@ class Learner:
     ) -> None:
         self.model, self.tokenizer, self.optim, self.loss = model, tokenizer, optim, loss
         self.temperature, self.total_steps, self.dtype = temperature, total_steps, dtype
-        self.head = live_head(model)
+        self.vocabulary = vocabulary_size(tokenizer)
+        self.head = live_head(model, self.vocabulary)
         self.version = 0
         self.skipped = 0
-        disable_dropout(model)
-        if optim.gradient_checkpointing:
-            # the old name, the only one before transformers 5.20 or so, warns in those that have the new one
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+        settle(model, optim.gradient_checkpointing)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         decayed = {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": optim.weight_decay}
         plain = {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0}  # norms and biases
@@ -130,25 +134,28 @@ class Learner:
         active = [i for i, s in enumerate(samples) if any(coefficients[c][i].any() for c in COMPONENTS)]
         learnt = [samples[i] for i in active]
         _check_annotations(learnt)
-        batches = plan_batches([len(s.token_ids_T) for s in learnt], self.optim.tokens_per_batch, _kinds(learnt))
+        kinds = numbered(list(zip(_kinds(learnt), position_keys(self.model, learnt), strict=True)))
+        batches = plan_batches([len(s.token_ids_T) for s in learnt], self.optim.tokens_per_batch, kinds)
         spread = weighting.spread(self.loss.distill, learnt)
         meter = Meter(sorted({s.task.domain for s in samples}))
         self._count_unscored(samples, meter)
-        self.model.train()
+        self.model.eval()
         self.optimizer.zero_grad(set_to_none=True)
-        head_of = _numbered([s.teacher.head if s.teacher else None for s in samples])
+        head_of = numbered([s.teacher.head if s.teacher else None for s in samples])
         for batch in batches:
             rows = sorted((active[j] for j in batch), key=head_of.__getitem__)  # each teacher's head is opened once
             flat = {c: self._flat([coefficients[c][i] for i in rows]) for c in COMPONENTS}
-            meter.add_scalar("loss", self._backward([samples[i] for i in rows], flat, spread, meter))
+            with recomputing(self.model), self.computing():
+                loss = self._backward([samples[i] for i in rows], flat, spread, meter)
+            meter.add_scalar("loss", loss)
         return meter
 
     def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
         """A live learner is a scorer like any other (Scorer protocol). What it says holds after its next step too."""
-        with self.autocast():
+        with self.computing():
             return score_samples(
                 self.model,
-                frozen_head(self.model) if want.kind == "full" else self.head,
+                frozen_head(self.model, self.vocabulary) if want.kind == "full" else self.head,
                 samples,
                 want,
                 source="learner",
@@ -182,16 +189,14 @@ class Learner:
         """Add the gradient of one micro-batch, all of whose samples are of one kind (see _kinds). Returns its loss."""
         tokens = self._tokens(samples, coefficient, meter)
         divergence = self._divergence(samples) if "distill" in tokens.used else None
-        with self.autocast():
-            hidden_NH, tokens_N = predicting_states(self.model, samples)
+        hidden_NH, tokens_N = predicting_states(self.model, samples)
         # GSPO's ratio is a mean over the sample, so that its chunks must be of whole samples, at whatever length
         whole = self.loss.policy.kind == "gspo"
         total, seen, gradients = 0.0, list[dict[str, Tensor]](), list[Tensor]()
         for chunk in token_chunks(self.head, [s.length for s in samples], whole):
             hidden_CH = hidden_NH[chunk].detach().requires_grad_()
             divergence_C = partial(divergence, chunk) if divergence else None
-            with self.autocast():
-                stats = token_stats(self.head, hidden_CH, tokens_N[chunk], self.temperature, divergence_C)
+            stats = token_stats(self.head, hidden_CH, tokens_N[chunk], self.temperature, divergence_C)
             loss, values = self._loss(stats, tokens, chunk, spread)
             loss.backward()
             assert hidden_CH.grad is not None, "a micro-batch of samples that count must have a gradient"
@@ -279,8 +284,6 @@ class Learner:
 
             def full(chunk: slice, logprobs_CV: Tensor) -> Tensor:
                 teacher_CV = routed_logprobs(heads, lengths, hidden_NH, chunk, self.temperature)
-                if teacher_CV.shape[-1] < logprobs_CV.shape[-1]:  # the student's vocabulary is padded further
-                    logprobs_CV = torch.log_softmax(logprobs_CV[:, : teacher_CV.shape[-1]], dim=-1)
                 return distill.divergence(config, logprobs_CV, teacher_CV)
 
             return full
@@ -339,8 +342,9 @@ class Learner:
     def _flat(self, arrays: Sequence[Any], dtype: type = np.float32) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays).astype(dtype, copy=False)).to(self.device)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+    def computing(self) -> AbstractContextManager[None]:
+        """The precision of all that this policy computes."""
+        return compute_in(self.dtype, self.device)
 
 
 def learning_rate_factor(optim: OptimConfig, step: int, total_steps: int) -> float:
@@ -369,13 +373,7 @@ def _kinds(samples: Sequence[Sample]) -> list[int]:
         head = scores.head if scores else None
         width = None if scores is None or scores.topk_ids_RK is None else scores.topk_ids_RK.shape[1]
         kinds.append((scores is not None, (head.vocabulary, head.hidden_size) if head else None, width))
-    return _numbered(kinds)
-
-
-def _numbered(things: Sequence[Any]) -> list[int]:
-    """Equal things get equal numbers, in order of first appearance."""
-    numbers: dict[Any, int] = {}
-    return [numbers.setdefault(thing, len(numbers)) for thing in things]
+    return numbered(kinds)
 
 
 def _teacher_logprobs(sample: Sample) -> Array:

@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from onepolicy.config import ModelConfig
 from onepolicy.engines.forward import check_head
+from onepolicy.engines.precision import DTYPES, choose_attention
+from onepolicy.engines.vocabulary import check_vocabulary
 from onepolicy.tiny import from_scratch
 
 
@@ -46,7 +48,10 @@ def load_model(
         )
         model.config.dtype = stored or torch.float32  # saved again as it came
         _mend(model)
+    check_vocabulary(model, tokenizer)
     model = model.to(device)
+    if config.attention is None:
+        choose_attention(model, DTYPES[config.dtype])
     check_head(model)
     return model, tokenizer
 
@@ -100,11 +105,3 @@ def _place(config: ModelConfig) -> str:
     if not is_hub_id and not (path / "config.json").is_file():
         raise ValueError(f"no model at {path}: a checkpoint folder holds a config.json (or give a hub id, org/name)")
     return config.path
-
-
-def disable_dropout(model: PreTrainedModel) -> None:
-    """Modules keep their rate as `p`, or as a plain number that they hand to the attention function."""
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or isinstance(module, torch.nn.Dropout)):
-                setattr(module, name, 0.0)

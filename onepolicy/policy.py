@@ -13,10 +13,11 @@ from onepolicy.config import BranchMergeConfig, LossConfig, RunConfig
 from onepolicy.engines.base import Scorer
 from onepolicy.engines.forward import live_head, score_samples
 from onepolicy.engines.local import LocalEngine
+from onepolicy.engines.precision import DTYPES
+from onepolicy.engines.probe import check_policy
 from onepolicy.engines.text import Renderer
 from onepolicy.learner import Learner
 from onepolicy.models import load_model
-from onepolicy.teachers import DTYPES
 from onepolicy.types import Sample, TokenScores, Want
 
 
@@ -27,7 +28,8 @@ class Policy:
         self.config = config
         model, tokenizer = load_model(config.model, config.seed, device)
         self.renderer = Renderer(tokenizer, model.generation_config)
-        self.engine = LocalEngine(model, self.renderer, batch_size=config.rollout.batch_size)
+        dtype = DTYPES[config.model.dtype]
+        self.engine = LocalEngine(model, self.renderer, batch_size=config.rollout.batch_size, dtype=dtype)
         self.learner = Learner(
             model,
             tokenizer,
@@ -35,8 +37,9 @@ class Policy:
             loss,
             temperature=config.rollout.temperature,
             total_steps=config.steps * getattr(config, "inner_updates", 1),
-            dtype=DTYPES[config.model.dtype],
+            dtype=dtype,
         )
+        check_policy(self.engine)
         self.snapshot: Snapshot | None = None
 
     def take_snapshot(self) -> None:
@@ -70,10 +73,10 @@ class Snapshot:
         self.learner = learner
 
     def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
-        with self.learner.autocast():  # as the live learner scores
+        with self.learner.computing():  # as the live learner scores
             return score_samples(
                 self.model,
-                live_head(self.model),
+                live_head(self.model, self.learner.vocabulary),
                 samples,
                 want,
                 source="snapshot",

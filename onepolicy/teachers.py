@@ -29,11 +29,11 @@ from onepolicy.config import DistillConfig, ModelConfig
 from onepolicy.engines.base import Scorer
 from onepolicy.engines.forward import Head, check_head, score_samples
 from onepolicy.engines.local import LocalEngine
+from onepolicy.engines.precision import DTYPES
 from onepolicy.engines.text import Renderer
 from onepolicy.models import load_tokenizer
 from onepolicy.types import Sample, TokenScores, Want
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # what tensors a model or a file holds
 
 

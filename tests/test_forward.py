@@ -146,15 +146,13 @@ def test_generate_then_score_by_the_same_weights_agree(kind, temperature):
         np.testing.assert_allclose(scored.logprobs_R, one.logprobs_R, atol=1e-4)
 
 
-def test_a_token_outside_the_vocabulary_ends_what_a_model_can_say():
+def test_a_token_outside_the_embeddings_is_refused_and_never_read_as_another():
     model, _ = build()
     one = sample(3, 6)
     one.token_ids_T[5] = 1000
     for want in (SAMPLED, Want("topk", 4), Want("full")):
-        scored = score(model, [one], want)[0]
-        assert np.isfinite(scored.logprobs_R).tolist() == [True, True, False, False, False, False]
-    before = sample(3, 6)
-    np.testing.assert_allclose(scored.logprobs_R[:2], plain_logprobs(model, before)[:2], atol=1e-5)
+        with pytest.raises(ValueError, match=r"token id 1000 .* Qwen3ForCausalLM .* 38 rows"):
+            score(model, [one], want)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,7 +160,7 @@ def test_the_head_of_every_known_architecture_passes_its_check(kind):
     model, _ = build(kind)
     model.train()
     check_head(model)
-    assert all(module.training for module in model.modules())
+    check_head(model.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("after", [lambda x: 20 * torch.tanh(x / 20), lambda x: 0.5 * x, lambda x: x + 1])
@@ -214,7 +212,7 @@ def rollouts_of(prompts: list[int], n: int = 4) -> list[Sample]:
 
 
 @pytest.mark.parametrize("prompts", [[12, 12, 12], [12, 9, 14]], ids=["equal", "mixed"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "phi3"])  # whose rows are in test_rows_alone.py
 def test_rollouts_that_share_their_prompt_get_the_states_and_gradients_of_rows_on_their_own(kind, prompts, monkeypatch):
     model, _ = build(kind)
     model.train()

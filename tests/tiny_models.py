@@ -34,6 +34,20 @@ KINDS: dict[str, dict[str, Any]] = {
     "gemma3_text": SMALL | {"model_type": "gemma3_text", "sliding_window": 8},
     "qwen3_moe": SMALL
     | {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "mixtral": SMALL
+    | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "phi3": SMALL  # LongRoPE: rows of more than 16 tokens have other frequencies than shorter ones
+    | {
+        "model_type": "phi3",
+        "original_max_position_embeddings": 16,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [1.5, 3.0, 6.0, 12.0],
+            "original_max_position_embeddings": 16,
+        },
+    },
     "cohere": SMALL | {"model_type": "cohere", "logit_scale": 0.25},
     "granite": SMALL | {"model_type": "granite", "logits_scaling": 4.0},
 }

@@ -7,10 +7,10 @@ learner takes each chunk's loss backward before it goes to the next (see Learner
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
+from onepolicy.engines.positions import PositionRule
 from onepolicy.objectives.divergences import at_least_float32
 from onepolicy.types import Sample, TokenScores, Want
 
@@ -28,6 +29,8 @@ WORTHWHILE = 1 / 16  # of tokens_per_batch: micro-batches smaller than this are 
 PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}  # of a cache that can be padded and repeated
 SHARING = 1.25  # share prompts where reading them row by row would take this many times the tokens
 LOUD = 50.0  # size of the probe's logits in check_head: large enough for a soft cap to show
+# check_head: largest difference, as a fraction of the largest logit. In bfloat16 each step rounds at 1/256.
+HEAD_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 
 class Head:
@@ -63,30 +66,27 @@ class Head:
         return torch.log_softmax(logits_CV if temperature == 1.0 else logits_CV / temperature, dim=-1)
 
 
-def live_head(model: PreTrainedModel) -> Head:
+def live_head(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
     """The head of a model that may be training: it sees the weights as they are at each call."""
     projection = model.get_output_embeddings()
-    return Head(model.config, lambda hidden_CH: projection(hidden_CH.to(projection.weight.dtype)), model.device)
+
+    def project(hidden_CH: Tensor) -> Tensor:
+        logits_CV: Tensor = projection(hidden_CH.to(projection.weight.dtype))
+        return logits_CV
+
+    return Head(model.config, project, model.device, vocabulary)
 
 
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode inside, and afterwards whatever mode each module was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def frozen_head(model: PreTrainedModel) -> Head:
+def frozen_head(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
     """The head with the weights of this moment, whatever the model learns afterwards."""
     live = model.get_output_embeddings()
     weight = live.weight.detach().clone()
     bias = None if getattr(live, "bias", None) is None else live.bias.detach().clone()
-    return Head(model.config, lambda hidden_CH: linear(hidden_CH.to(weight.dtype), weight, bias), model.device)
+
+    def project(hidden_CH: Tensor) -> Tensor:
+        return linear(hidden_CH.to(weight.dtype), weight, bias)
+
+    return Head(model.config, project, model.device, vocabulary)
 
 
 @torch.no_grad()
@@ -101,19 +101,19 @@ def check_head(model: PreTrainedModel) -> None:
         raise ValueError(f"{name} is no backbone with an output projection: onepolicy cannot take its head apart")
     device = next(model.parameters()).device
     ids = torch.arange(6, device=device)[None] % model.config.get_text_config().vocab_size
-    with evaluating(model):
-        hidden_TH = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        quiet = projection(hidden_TH).abs().max().item()
-        if not np.isfinite(quiet):
-            raise ValueError(f"{name} from {model.name_or_path!r} gives logits that are not finite: broken weights")
-        hook = projection.register_forward_pre_hook(lambda _, args: (args[0] * (LOUD / max(quiet, 1e-6)),))
-        try:
-            theirs_TV = model(input_ids=ids, use_cache=False).logits[0].float()
-            ours_TV = live_head(model).logits(hidden_TH)
-        finally:
-            hook.remove()
+    model.eval()
+    hidden_TH = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    quiet = projection(hidden_TH).abs().max().item()
+    if not np.isfinite(quiet):
+        raise ValueError(f"{name} from {model.name_or_path!r} gives logits that are not finite: broken weights")
+    hook = projection.register_forward_pre_hook(lambda _, args: (args[0] * (LOUD / max(quiet, 1e-6)),))
+    try:
+        theirs_TV = model(input_ids=ids, use_cache=False).logits[0].float()
+        ours_TV = live_head(model).logits(hidden_TH)
+    finally:
+        hook.remove()
     gap = (theirs_TV - ours_TV).abs().max().item()
-    if not gap <= 1e-3 * theirs_TV.abs().max().item():
+    if not gap <= HEAD_TOLERANCE[model.dtype] * theirs_TV.abs().max().item():
         raise ValueError(
             f"{name} post-processes its logits in a way that onepolicy does not know (its own and ours differ by "
             f"{gap:.3g} at logits of {LOUD:.0f}): add the step to engines/forward.py Head"
@@ -138,18 +138,25 @@ def plan_batches(lengths: Sequence[int], tokens_per_batch: int, keys: Sequence[i
     return batches
 
 
+def numbered(things: Sequence[Any]) -> list[int]:
+    """Equal things get equal numbers, in order of first appearance."""
+    numbers: dict[Any, int] = {}
+    return [numbers.setdefault(thing, len(numbers)) for thing in things]
+
+
 def predicting_states(model: PreTrainedModel, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     """One micro-batch through the backbone: (hidden_NH that predict the tokens the policy wrote, those tokens_N).
 
     Rollouts of one prompt read it once (`_shared_states`) where that saves enough, else each row on its own. The last
-    token of a row predicts nothing and is not read. One that the model has no embedding for is read as token 0.
+    token of a row predicts nothing and is not read. All rows must have one position key (see `position_keys`).
     """
+    assert len(set(position_keys(model, samples))) == 1, "rows whose positions differ must not share a forward pass"
     prompts: dict[bytes, int] = {}
     group_B = [prompts.setdefault(s.token_ids_T[: s.prompt_length].tobytes(), len(prompts)) for s in samples]
     longest = max(s.prompt_length for s in samples)
     alone = len(samples) * (max(len(s.token_ids_T) for s in samples) - 1)
     shared = len(prompts) * longest + len(samples) * (max(len(s.token_ids_T) - s.prompt_length for s in samples) - 1)
-    if alone >= SHARING * shared and can_share(model):
+    if alone >= SHARING * shared and can_share(model) and _prompts_keep_their_positions(model, samples):
         hidden_BTH, starts_B = _shared_states(model, samples, group_B), [s.prompt_length for s in samples]
     else:
         ids = _ids(model, [s.token_ids_T[:-1] for s in samples])
@@ -164,6 +171,18 @@ def predicting_states(model: PreTrainedModel, samples: Sequence[Sample]) -> tupl
     )
     index_N = torch.from_numpy(np.concatenate(before_N)).to(model.device)
     return hidden_BTH.flatten(0, 1).index_select(0, index_N), torch.from_numpy(tokens_N).to(model.device)
+
+
+def position_keys(model: PreTrainedModel, samples: Sequence[Sample]) -> list[tuple[int, ...]]:
+    """Rows with unlike keys must not share a forward pass: see positions.py. All are equal but for LongRoPE and NTK."""
+    rule = PositionRule(model.config)
+    return [rule.key(len(sample.token_ids_T) - 1) for sample in samples]
+
+
+def _prompts_keep_their_positions(model: PreTrainedModel, samples: Sequence[Sample]) -> bool:
+    """Whether each prompt, read without its response, has the positions that it has within the whole row."""
+    rule = PositionRule(model.config)
+    return all(rule.key(s.prompt_length) == rule.key(len(s.token_ids_T) - 1) for s in samples)
 
 
 def can_share(model: PreTrainedModel) -> bool:
@@ -214,7 +233,12 @@ def _ids(model: PreTrainedModel, rows: Sequence[np.ndarray]) -> Tensor:
     ids_BT = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
     for line, row in zip(ids_BT, rows, strict=True):
         line[: len(row)] = row
-    ids_BT[ids_BT >= model.get_input_embeddings().num_embeddings] = 0
+    rows_of_model = model.get_input_embeddings().num_embeddings
+    if ids_BT.max(initial=0) >= rows_of_model:
+        raise ValueError(
+            f"token id {ids_BT.max()} is to be read by {type(model).__name__} from {model.name_or_path!r}, whose "
+            f"embeddings have {rows_of_model} rows: its vocabulary is not the policy's"
+        )
     return torch.from_numpy(ids_BT).to(model.device)
 
 
@@ -283,26 +307,26 @@ def score_samples(
 ) -> list[TokenScores]:
     """Score samples in length-sorted batches; results in the order given. Empty responses get empty scores.
 
-    From a token on that is outside the head's vocabulary (a student's padding), the model has no opinion: NaN.
+    Raises ValueError for a token outside the model's embeddings.
     """
     results: dict[int, TokenScores] = {}
     written = [i for i, sample in enumerate(samples) if sample.length]
     empty = [[i] for i, sample in enumerate(samples) if not sample.length]
-    planned = plan_batches([len(samples[i].token_ids_T) for i in written], tokens_per_batch)
-    with evaluating(model):
-        for batch in [[written[j] for j in batch] for batch in planned] + empty:
-            rows = [samples[i] for i in batch]
-            bounds = np.cumsum([0] + [row.length for row in rows])
-            if bounds[-1]:
-                hidden_NH, tokens_N = predicting_states(model, rows)
-            else:
-                hidden_NH = torch.zeros(0, head.hidden_size, dtype=model.dtype, device=head.device)
-                tokens_N = torch.zeros(0, dtype=torch.long, device=head.device)
-            columns = _scored_columns(head, hidden_NH, tokens_N, want, temperature)
-            columns["logprobs_R"][_unreadable(rows, head.vocabulary)] = np.nan
-            for i, (start, stop) in zip(batch, pairwise(bounds), strict=True):
-                part = {name: column[start:stop] for name, column in columns.items()}
-                results[i] = TokenScores(source, **part, head=head if want.kind == "full" else None)
+    keys = numbered(position_keys(model, [samples[i] for i in written]))
+    planned = plan_batches([len(samples[i].token_ids_T) for i in written], tokens_per_batch, keys)
+    model.eval()
+    for batch in [[written[j] for j in batch] for batch in planned] + empty:
+        rows = [samples[i] for i in batch]
+        bounds = np.cumsum([0] + [row.length for row in rows])
+        if bounds[-1]:
+            hidden_NH, tokens_N = predicting_states(model, rows)
+        else:
+            hidden_NH = torch.zeros(0, head.hidden_size, dtype=model.dtype, device=head.device)
+            tokens_N = torch.zeros(0, dtype=torch.long, device=head.device)
+        columns = _scored_columns(head, hidden_NH, tokens_N, want, temperature)
+        for i, (start, stop) in zip(batch, pairwise(bounds), strict=True):
+            part = {name: column[start:stop] for name, column in columns.items()}
+            results[i] = TokenScores(source, **part, head=head if want.kind == "full" else None)
     return [results[i] for i in range(len(samples))]
 
 
@@ -314,8 +338,7 @@ def _scored_columns(
     found: dict[str, list[Tensor]] = {"logprobs_R": []}
     for hidden_CH, tokens_C in zip(hidden_NH.split(C), tokens_N.split(C), strict=True):
         logprobs_CV = head.logprobs(hidden_CH, temperature)
-        known_C = tokens_C.clamp(max=head.vocabulary - 1)
-        found["logprobs_R"].append(logprobs_CV.gather(-1, known_C[:, None]).squeeze(-1))
+        found["logprobs_R"].append(logprobs_CV.gather(-1, tokens_C[:, None]).squeeze(-1))
         if want.kind == "topk":
             top = logprobs_CV.topk(min(want.k, head.vocabulary))
             found.setdefault("topk_logprobs_RK", []).append(top.values)
@@ -323,9 +346,3 @@ def _scored_columns(
     if want.kind == "full":
         found["hidden_RH"] = [hidden_NH.float()]
     return {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}
-
-
-def _unreadable(samples: Sequence[Sample], vocabulary: int) -> np.ndarray:
-    """bool [N]: at or after a token of the sample that is outside the vocabulary."""
-    lost = [np.logical_or.accumulate(s.token_ids_T >= vocabulary)[s.mask_T] for s in samples]
-    return np.concatenate(lost)

@@ -27,8 +27,10 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from onepolicy.engines.base import Sampling
-from onepolicy.engines.forward import evaluating
+from onepolicy.engines.positions import PositionRule
+from onepolicy.engines.precision import compute_in
 from onepolicy.engines.text import Renderer, unread
+from onepolicy.engines.vocabulary import vocabulary_size
 from onepolicy.types import Finish, Sample, Task
 
 PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")  # names: transformers 5.17 lacks the last
@@ -53,22 +55,34 @@ class Row:
 
 
 class LocalEngine:
-    """An Engine over any AutoModelForCausalLM. It shares the model's weights and puts its training mode back.
+    """An Engine over any AutoModelForCausalLM, which shares the model's weights and puts it in evaluation mode.
 
     `batch_size` rows are written at a time; prompts are read in pieces of at most `prefill_tokens`, which bounds the
-    memory of that pass. Neither changes the result, beyond rounding in the model.
+    memory of that pass. Neither changes the result, beyond rounding in the model. `dtype` is the precision that the
+    learner of these weights computes in.
 
     Log-probabilities are float32, of exactly the distribution sampled from: after temperature, top-k and top-p (in
     this order), renormalised. Greedy tokens carry their log-probability under the full softmax at temperature 1.
+    Padding rows of the vocabulary are never sampled (vocabulary.py). A response may not outgrow the context, nor the
+    length at which all positions of its row would change (positions.py): it then ends with finish "length".
     The stop token counts as written by the policy. A task that cannot be asked (no room in the model's context, a
     chat that cannot be rendered) and logits that are not finite become samples with finish "error" and a reason.
     """
 
-    def __init__(self, model: Any, renderer: Renderer, batch_size: int = 256, prefill_tokens: int = 32768) -> None:
+    def __init__(
+        self,
+        model: Any,
+        renderer: Renderer,
+        batch_size: int = 256,
+        prefill_tokens: int = 32768,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
         self.model, self.renderer = model, renderer
-        self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
+        self.batch_size, self.prefill_tokens, self.dtype = batch_size, prefill_tokens, dtype
+        self.vocabulary = vocabulary_size(renderer.tokenizer)
+        self.positions = PositionRule(model.config)
         config = model.config.get_text_config(decoder=True)
         self.context: int = getattr(config, "max_position_embeddings", None) or 2**31
         # Recurrent and other layers cannot be padded or joined here: their batches are of one prompt length.
@@ -80,20 +94,23 @@ class LocalEngine:
     ) -> Iterator[Sample]:
         """See Engine.generate. Samples come as they end; put them in order by (group, index)."""
         rows = [row for group, task in enumerate(tasks) for row in self._rows(task, group, n, sampling, seed)]
-        with evaluating(self.model):
-            for row in self._write(rows, sampling):
-                yield self._sample(row, version)
+        for row in self._write(rows, sampling):
+            yield self._sample(row, version)
 
     def resume(self, samples: Sequence[Sample], sampling: Sampling, *, seed: int) -> Iterator[Sample]:
         """See Engine.resume. Every row reads its whole history again: no cache is kept between turns."""
         rows = [self._next_turn(number, sample, sampling, seed) for number, sample in enumerate(samples)]
-        with evaluating(self.model):
-            for row in self._write(rows, sampling):
-                sample = samples[row.group]
-                if row.tokens:
-                    append_turn(sample, self._sample(row, sample.version))
-                sample.finish, sample.reason = row.finish or "error", row.reason
-                yield sample
+        for row in self._write(rows, sampling):
+            sample = samples[row.group]
+            if row.tokens:
+                append_turn(sample, self._sample(row, sample.version))
+            sample.finish, sample.reason = row.finish or "error", row.reason
+            yield sample
+
+    def room(self, prompt_length: int) -> int:
+        """Tokens that can follow a prompt of so many tokens; 0 or less when none can."""
+        longest = self.positions.longest_like(prompt_length)
+        return min(self.context, longest or self.context) - prompt_length
 
     def _next_turn(self, number: int, sample: Sample, sampling: Sampling, seed: int) -> Row:
         """A row that goes on with the sample's own random numbers. Its group is its number: no two read the same."""
@@ -102,7 +119,7 @@ class LocalEngine:
             prompt += self.renderer.answer_ids(sample.task, unread(sample.history))
         except ValueError as error:
             reason = str(error)
-        limit = min(sampling.limit(sample.task.domain) - sample.length, self.context - len(prompt))
+        limit = min(sampling.limit(sample.task.domain) - sample.length, self.room(len(prompt)))
         finish: Finish | None = "error" if reason else "length" if limit < 1 else None
         own = islice(uniforms(seed, sample.group, sample.index), sample.length, None)
         noise = generator(seed, sample.group, sample.index, part=1 + sample.turns) if sampling.noise else None
@@ -116,7 +133,7 @@ class LocalEngine:
                 reason = "the prompt is empty, so the first token has nothing to be predicted from"
         except ValueError as error:  # one bad task is data, not a crash
             reason = str(error)
-        limit = min(sampling.limit(task.domain), self.context - len(prompt))
+        limit = min(sampling.limit(task.domain), self.room(len(prompt)))
         if limit < 1 and not reason:
             reason = f"a prompt of {len(prompt)} tokens leaves no room in the model's context of {self.context}"
         finish: Finish | None = "error" if reason else None
@@ -130,24 +147,38 @@ class LocalEngine:
         ]
 
     def _write(self, rows: list[Row], sampling: Sampling) -> Iterator[Row]:
-        """Write all rows; yield each when it has ended."""
+        """Write all rows; yield each when it has ended. Rows of unlike position keys never share a batch."""
         yield from (row for row in rows if row.finish)
+        self.model.eval()
         # Long ones first, so that the end of the job is not one long row; it also makes neighbours' prompts alike.
         order = (lambda row: (-row.limit, -len(row.prompt))) if self.joins else (lambda row: -len(row.prompt))
-        waiting = deque(sorted((row for row in rows if not row.finish), key=order))
-        batch = Batch(self.model)
-        while waiting or batch.rows:
+        alike: dict[tuple[int, ...], list[Row]] = {}
+        for row in rows:
+            if not row.finish:
+                alike.setdefault(self.positions.key(len(row.prompt)), []).append(row)
+        for part in alike.values():
+            waiting, batch = deque(sorted(part, key=order)), Batch(self.model)
+            while waiting or batch.rows:
+                with compute_in(self.dtype, self.model.device):
+                    ended = self._until_one_ends(waiting, batch, sampling)
+                yield from ended
+
+    def _until_one_ends(self, waiting: deque[Row], batch: Batch, sampling: Sampling) -> list[Row]:
+        """Take steps until at least one row has ended. Nothing is yielded inside, so no mode leaks to the caller."""
+        ended: list[Row] = []
+        while not ended and (waiting or batch.rows):
             room = self.batch_size - batch.alive
             worth_it = self.joins and room >= min(len(waiting), SHARE * self.batch_size)
             if waiting and (worth_it or not batch.rows):
                 new = Batch(self.model)
                 logits_BV = new.read(self._take(waiting, room))
-                yield from self._append(new, logits_BV, sampling)
+                ended = self._append(new, logits_BV, sampling)
                 batch.join(new)
             else:
                 logits_BV = batch.step()
-                yield from self._append(batch, logits_BV, sampling)
+                ended = self._append(batch, logits_BV, sampling)
                 batch.drop_finished(SHARE)
+        return ended
 
     def _take(self, waiting: deque[Row], room: int) -> list[Row]:
         """The next rows to read: at most `room`, and prompts of at most `prefill_tokens`, padding included."""
@@ -162,8 +193,10 @@ class LocalEngine:
             rows.append(waiting.popleft())
         return rows
 
-    def _append(self, batch: Batch, logits_BV: Tensor, sampling: Sampling) -> Iterator[Row]:
-        """Draw the next token of every row; yield those that ended with it."""
+    def _append(self, batch: Batch, logits_BV: Tensor, sampling: Sampling) -> list[Row]:
+        """Draw the next token of every row; return the rows that ended with it."""
+        ended: list[Row] = []
+        logits_BV = logits_BV[:, : self.vocabulary]
         if sampling.noise:
             logits_BV = logits_BV + sampling.noise * self._normals(batch.rows, logits_BV.shape[1])
         uniforms_B = torch.tensor([next(row.uniforms) for row in batch.rows], dtype=torch.float64)
@@ -181,7 +214,8 @@ class LocalEngine:
             else:
                 row.finish, row.reason = "error", "the model's logits are not finite: its weights have diverged"
             if row.finish:
-                yield row
+                ended.append(row)
+        return ended
 
     def _normals(self, rows: Sequence[Row], vocabulary: int) -> Tensor:
         """[B, V] of standard normal numbers, each row's its own."""
