@@ -34,6 +34,13 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(_place(config), revision=config.revision)
 
 
+# Architectures that cannot be used, by model_type, with the reason.
+UNUSABLE = {
+    "xlnet": "it is not causal, so a token's log-prob depends on the tokens behind it",
+    "youtu": "transformers zeroes the embedding of its padding token at each load: a saved student would not come back",
+}
+
+
 def load_model(
     config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -48,6 +55,8 @@ def load_model(
         )
         model.config.dtype = stored or torch.float32  # saved again as it came
         _mend(model)
+    if (reason := UNUSABLE.get(model.config.model_type)) is not None:
+        raise ValueError(f"{type(model).__name__} cannot be used: {reason}")
     check_vocabulary(model, tokenizer)
     model = model.to(device)
     if config.attention is None:

@@ -35,7 +35,7 @@ def learner(
 
 def double(one: Learner) -> Learner:
     """In float64, so that equal means equal to ten digits. (torch has no float64 kernel for grouped experts.)"""
-    if "moe" not in one.model.config.model_type:
+    if one.model.config.model_type not in ("qwen3_moe", "mixtral"):
         one.model.double()
     return one
 

@@ -50,7 +50,8 @@ class Head:
     ) -> None:
         text = config.get_text_config()
         self.project, self.device = project, device
-        self.softcap = getattr(text, "final_logit_softcapping", None)
+        # Gemma's name for its cap, and RecurrentGemma's
+        self.softcap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
         self.scale = getattr(text, "logit_scale", None) or 1.0 / (getattr(text, "logits_scaling", None) or 1.0)
         self.vocabulary = min(vocabulary or text.vocab_size, text.vocab_size)
         self.hidden_size: int = text.hidden_size
@@ -89,6 +90,15 @@ def frozen_head(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
     return Head(model.config, project, model.device, vocabulary)
 
 
+def backbone(model: PreTrainedModel) -> torch.nn.Module | None:
+    """The part below the output projection; None where the architecture has none of its own."""
+    if model.base_model is not model:
+        return model.base_model
+    # Llama 4 keeps it as `model`, and its class names another place
+    body = getattr(model, "model", None)
+    return body if isinstance(body, PreTrainedModel) else None
+
+
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
     """Refuse an architecture whose logits are not Head(backbone(x)). Cheap: two passes over six tokens.
@@ -97,12 +107,13 @@ def check_head(model: PreTrainedModel) -> None:
     Raises ValueError naming the class, or saying that the weights are broken.
     """
     name, projection = type(model).__name__, model.get_output_embeddings()
-    if projection is None or model.base_model is model:
+    body = backbone(model)
+    if projection is None or body is None:
         raise ValueError(f"{name} is no backbone with an output projection: onepolicy cannot take its head apart")
     device = next(model.parameters()).device
     ids = torch.arange(6, device=device)[None] % model.config.get_text_config().vocab_size
     model.eval()
-    hidden_TH = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    hidden_TH = body(input_ids=ids, use_cache=False).last_hidden_state[0].to(projection.weight.dtype)
     quiet = projection(hidden_TH).abs().max().item()
     if not np.isfinite(quiet):
         raise ValueError(f"{name} from {model.name_or_path!r} gives logits that are not finite: broken weights")
@@ -160,7 +171,8 @@ def predicting_states(model: PreTrainedModel, samples: Sequence[Sample]) -> tupl
         hidden_BTH, starts_B = _shared_states(model, samples, group_B), [s.prompt_length for s in samples]
     else:
         ids = _ids(model, [s.token_ids_T[:-1] for s in samples])
-        hidden_BTH, starts_B = model.base_model(input_ids=ids, use_cache=False).last_hidden_state, [1] * len(samples)
+        hidden_BTH = _run(model, input_ids=ids, use_cache=False)
+        starts_B = [1] * len(samples)
     where = [np.flatnonzero(s.mask_T) for s in samples]
     before_N = [
         columns - start + row * hidden_BTH.shape[1]
@@ -206,26 +218,36 @@ def _shared_states(model: PreTrainedModel, samples: Sequence[Sample], group_B: S
     seen_GC = columns >= pads_G1 if bool(pads_G1.any()) else None
     positions_GC = (columns - pads_G1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    read = model.base_model(
+    read = _run(
+        model,
         input_ids=ids_GT,
         attention_mask=None if seen_GC is None else seen_GC[:, :width].long(),
         position_ids=positions_GC[:, :width],
         past_key_values=cache,
         use_cache=True,
-    ).last_hidden_state[:, -1:]
+    )[:, -1:]
     index_B = torch.tensor(group_B, device=model.device)
     if not ids_BR.shape[1]:
         return read.index_select(0, index_B)
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys.index_select(0, index_B), layer.values.index_select(0, index_B)
-    rest = model.base_model(
+    rest = _run(
+        model,
         input_ids=ids_BR,
         attention_mask=None if seen_GC is None else seen_GC[index_B].long(),
         position_ids=positions_GC[index_B, width:],
         past_key_values=cache,
         use_cache=True,
-    ).last_hidden_state
+    )
     return torch.cat([read.index_select(0, index_B), rest], dim=1)
+
+
+def _run(model: PreTrainedModel, **inputs: Any) -> Tensor:
+    """[B, T, H]: the backbone's last hidden states, after its last norm."""
+    body = backbone(model)
+    assert body is not None, "check_head has refused a model without a backbone"
+    states: Tensor = body(**inputs).last_hidden_state
+    return states
 
 
 def _ids(model: PreTrainedModel, rows: Sequence[np.ndarray]) -> Tensor:

@@ -84,7 +84,8 @@ class LocalEngine:
         self.vocabulary = vocabulary_size(renderer.tokenizer)
         self.positions = PositionRule(model.config)
         config = model.config.get_text_config(decoder=True)
-        self.context: int = getattr(config, "max_position_embeddings", None) or 2**31
+        declared = getattr(config, "max_position_embeddings", None) or 0
+        self.context: int = declared if declared > 0 else 2**31  # none, or XLNet's -1: no bound
         # Recurrent and other layers cannot be padded or joined here: their batches are of one prompt length.
         layers = DynamicCache(config=model.config).layers
         self.joins = all(type(layer).__name__ in PLAIN_LAYERS for layer in layers)
