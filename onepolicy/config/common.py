@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from onepolicy.config.objects import spelled
 from onepolicy.config.strict import Strict, did_you_mean
 
 
@@ -53,10 +54,18 @@ class ModelConfig(Strict):
 
 
 class TasksConfig(BaseModel):
-    """A task source by `kind`; its other keys are that source's own options, checked in `onepolicy.tasks`."""
+    """A task source by `kind`; its other keys are that source's own options, checked in `onepolicy.tasks`.
+
+    From Python a function, a class or rows may be given as objects: see `objects.py`.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     kind: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_objects(cls, data: Any) -> Any:
+        return spelled(data) if isinstance(data, dict) else data
 
     @property
     def options(self) -> dict[str, Any]:

@@ -8,13 +8,16 @@ Here also: the few helpers that sources share. Nothing here knows how grading is
 from __future__ import annotations
 
 import importlib
+import math
 import numbers
 import os
 import random
 import string
 import sys
 from collections.abc import Sequence
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Annotated, Any, Protocol, Self, runtime_checkable
+
+from pydantic import AfterValidator
 
 from onepolicy.config import Strict, did_you_mean
 from onepolicy.types import Answer, Grade, Message, Task
@@ -29,7 +32,8 @@ class TaskSource(Protocol):
 
     A source may also have `prepare()`: what takes long the first time (imports), done by the grading process before the
     first answer's clock starts. One whose grading mostly waits for other processes may have `threads`, how many answers
-    are graded at once; it bounds the time of each itself, by `time_limit_s`. And `notes()`, lines that a check shows.
+    are graded at once; it bounds the time of each itself, by `time_limit_s`. And `notes()`, lines that a check shows;
+    and `for_gold(task)`, the task as its gold answer is to be graded.
     """
 
     def draw(self, index: int) -> Task:
@@ -47,8 +51,10 @@ class TaskSource(Protocol):
         """An answer that must score 1.0, or None when the source knows none."""
         ...
 
-    def demonstration(self, task: Task) -> str | None:
-        """The answer that supervised finetuning imitates (may be imperfect), or None when there is none."""
+    def demonstration(self, task: Task) -> str | Sequence[Message] | None:
+        """What supervised finetuning imitates (may be imperfect), or None: a text, or messages from the first turn of
+        the assistant to its last.
+        """
         ...
 
 
@@ -106,8 +112,22 @@ class GraderBug(ValueError):
     """A grader returned what is no reward. Unlike a bad answer, this is an error of the run."""
 
 
-def as_grade(value: Any, grader: str) -> Grade:
-    """A grader's return value as a Grade: a number, (number, reason) or a Grade. Raises GraderBug on anything else."""
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not (math.isfinite(bounds[0]) and math.isfinite(bounds[1]) and bounds[0] < bounds[1]):
+        raise ValueError(f"reward_range [{bounds[0]:g}, {bounds[1]:g}] is no range: give [lowest, highest]")
+    return bounds
+
+
+RewardRange = Annotated[tuple[float, float], AfterValidator(_ascending)]  # lowest and highest reward
+UNIT = (0.0, 1.0)
+
+
+def as_grade(value: Any, grader: str, reward_range: tuple[float, float] = UNIT) -> Grade:
+    """A grader's return value as a Grade: a number, (number, reason) or a Grade, its reward mapped to [0, 1].
+
+    Advantages that are normalised within a group are the same as without the mapping. Raises GraderBug on anything
+    else, and on a reward outside `reward_range`.
+    """
     turn_rewards: tuple[Any, ...] = ()
     if isinstance(value, Grade):
         reward, reason, turn_rewards = value.reward, value.reason, value.turn_rewards
@@ -116,19 +136,25 @@ def as_grade(value: Any, grader: str) -> Grade:
     else:
         reward, reason = value, ""
     try:
-        return Grade(_reward(reward), str(reason), tuple(map(_reward, turn_rewards)))
+        return Grade(
+            _reward(reward, reward_range), str(reason), tuple(_reward(one, reward_range) for one in turn_rewards)
+        )
     except ValueError:
+        low, high = reward_range
+        other = "" if reward_range != UNIT else "; another range is declared as reward_range"
         raise GraderBug(
-            f"{grader} returned {value!r:.200}: a reward is a number in [0, 1], or (number, reason)"
+            f"{grader} returned {value!r:.200}: a reward is a number in [{low:g}, {high:g}], or (number, reason){other}"
         ) from None
 
 
-def _reward(value: Any) -> float:
+def _reward(value: Any, reward_range: tuple[float, float]) -> float:
+    """Mapped to [0, 1]. Raises ValueError on what is no number in the range."""
+    low, high = reward_range
     if hasattr(value, "item"):  # a numpy scalar
         value = value.item()
-    if not isinstance(value, numbers.Real) or not 0 <= (number := float(value)) <= 1:  # nan fails the comparison
+    if not isinstance(value, numbers.Real) or not low <= (number := float(value)) <= high:  # nan fails the comparison
         raise ValueError
-    return number
+    return (number - low) / (high - low)
 
 
 def seeded(*parts: str | int) -> random.Random:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onepolicy.config import DomainConfig
-from onepolicy.tasks import build_source
+from onepolicy.tasks import build_eval_source, build_source
 from onepolicy.tasks.base import Source
 from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import prompt_key
@@ -46,7 +46,8 @@ def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
     """Draw n tasks and grade their golds, the empty answer and the most frequent gold."""
     tasks = [source.draw(index) for index in range(n)]
     golds = [(task, gold) for task in tasks if (gold := source.gold(task)) is not None]
-    verdicts = list(zip(golds, grade(golds), strict=True))
+    for_gold = getattr(source, "for_gold", lambda task: task)
+    verdicts = list(zip(golds, grade([(for_gold(task), gold) for task, gold in golds]), strict=True))
     wrong = [(task, gold, verdict) for (task, gold), verdict in verdicts if verdict.reward != 1.0]
     constant, count = Counter(gold for _, gold in golds).most_common(1)[0] if golds else ("0", 0)
     report = SourceReport(
@@ -68,6 +69,8 @@ def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
 def check_domains(domains: Mapping[str, DomainConfig], n: int) -> dict[str, SourceReport]:
     """Check every domain, n tasks each. Raises ConfigError on bad options, GraderBug on a reward outside [0, 1]."""
     sources = {name: build_source(name, config.tasks, seed=0) for name, config in domains.items()}
+    for name, config in domains.items():
+        build_eval_source(name, config.tasks).draw(0)  # reads rows of its own, if it has some, and checks them
     with Grader(domains) as grader:
         return {name: check_source(source, n, grader.grade) for name, source in sources.items()}
 

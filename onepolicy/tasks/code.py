@@ -57,7 +57,7 @@ class CodeSource:
 
     def __init__(self, domain: str, options: CodeOptions, seed: int) -> None:
         self.domain, self.options, self.seed = domain, options, seed
-        self.reader = RowReader(domain, options, seed) if options.has_rows else None
+        self.reader = RowReader(domain, options, seed, check=reference_of) if options.has_rows else None
         seconds = options.time_limit_s
         self.limits = Limits(wall_s=seconds, cpu_s=math.ceil(seconds), memory_mib=options.memory_mib)
         self.time_limit_s = options.total_limit_s + seconds  # what one answer may take: grading does not cut it short
@@ -87,10 +87,7 @@ class CodeSource:
             reference, metadata = {"inputs": inputs, "outputs": outputs}, {"skill": skill}
         else:
             row_number, row = self.reader.at(index)
-            try:
-                reference = reference_of(row)
-            except ValueError as error:
-                raise ValueError(f"{self.reader.place}, row {row_number}: {error}") from None
+            reference = reference_of(row)
             shape = SHAPES[reference["shape"]]
             question, gold, metadata = shape.question(row), shape.gold(row), {"row": row_number}
         shown = with_one_wrong(gold, rng) if gold is not None and rng.random() < self.options.corrupt else gold

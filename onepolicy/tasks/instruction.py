@@ -71,7 +71,7 @@ class InstructionSource:
     def __init__(self, domain: str, options: InstructionOptions, seed: int) -> None:
         self.domain, self.options, self.seed = domain, options, seed
         keep = _has_checks if options.unchecked == "skip" else None
-        self.reader = RowReader(domain, options, seed, keep) if options.has_rows else None
+        self.reader = RowReader(domain, options, seed, keep, read_row) if options.has_rows else None
 
     def prepare(self) -> None:
         """Load the language detector's profiles (half a second)."""
@@ -89,10 +89,7 @@ class InstructionSource:
             metadata = {"answer": answer, "demonstration": shown}
         else:
             row_number, row = self.reader.at(index)
-            try:
-                prompt, constraints = read_row(row)
-            except ValueError as error:
-                raise ValueError(f"{self.reader.place}, row {row_number}: {error}") from None
+            prompt, constraints = read_row(row)
             metadata = {"row": row_number}
         task_id = f"{self.domain}/{self.seed}/{index}"
         return Task(task_id, self.domain, user_message(prompt), constraints, metadata)

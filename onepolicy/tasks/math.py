@@ -49,7 +49,7 @@ class MathSource:
 
     def __init__(self, domain: str, options: MathOptions, seed: int) -> None:
         self.domain, self.options, self.seed = domain, options, seed
-        self.reader = RowReader(domain, options, seed) if options.has_rows else None
+        self.reader = RowReader(domain, options, seed, check=read_row) if options.has_rows else None
 
     def prepare(self) -> None:
         """Import math-verify and let its parser learn what answers look like: seconds, which no answer is to pay."""
@@ -66,10 +66,7 @@ class MathSource:
             shown, metadata = reference, {"skill": skill}
         else:
             row_number, row = self.reader.at(index)
-            try:
-                question, reference, shown = read_row(row)
-            except ValueError as error:
-                raise ValueError(f"{self.reader.place}, row {row_number}: {error}") from None
+            question, reference, shown = read_row(row)
             metadata = {"row": row_number} | {key: row[key] for key in ("level", "type", "difficulty") if key in row}
         if rng.random() < self.options.corrupt:
             shown = with_one_wrong(shown, rng)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onepolicy.config import DomainConfig
@@ -128,8 +128,8 @@ class Mixture:
         """An answer that scores 1.0, from the source of the task's domain; None when it knows none."""
         return self.domains[task.domain].source.gold(task)
 
-    def demonstration(self, task: Task) -> Answer | None:
-        """The answer to imitate, from the source of the task's domain; None when there is none."""
+    def demonstration(self, task: Task) -> Answer | Sequence[Message] | None:
+        """The answer or the messages to imitate, from the source of the task's domain; None when there are none."""
         return self.domains[task.domain].source.demonstration(task)
 
     def demonstrated(self, task: Task) -> tuple[Message, ...] | None:
@@ -137,10 +137,11 @@ class Mixture:
         answer = self.demonstration(task)
         if answer is None:
             return None
-        source, turns = self.domains[task.domain].source, (answer,) if isinstance(answer, str) else answer
+        source = self.domains[task.domain].source
+        turns: tuple[str | Message, ...] = (answer,) if isinstance(answer, str) else tuple(answer)
         if isinstance(source, Environment):
-            return demonstrated(source, task, turns)
-        return tuple(map(said, turns))
+            return demonstrated(source, task, [turn for turn in turns if isinstance(turn, str)])
+        return tuple(said(turn) if isinstance(turn, str) else turn for turn in turns)
 
     def state(self) -> dict[str, dict[str, int]]:
         """Where every domain stands, as plain numbers."""

@@ -1,62 +1,88 @@
-"""Rows of a file: JSONL, Parquet, a `datasets` folder (save_to_disk) or a hub dataset, and the order they come in.
+"""Rows of files, of a folder, of the hub or given from Python: where they are, the check of all, the order of draws.
 
-For every source that reads records; what the columns mean is the source's own matter.
+For every source that reads records; what the columns mean is the source's own matter, the formats are `row_files.py`.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from onepolicy.config import did_you_mean
+from onepolicy.config.objects import GivenRows
 from onepolicy.tasks.base import SourceOptions, seeded
+from onepolicy.tasks.row_files import Rows, Table, columns_of, expand, read_hub, read_path
 
-Rows = Sequence[Mapping[str, Any]]
+MAX_FAULTS_SHOWN = 3
 LEVELS = 3  # of difficulty, in every skill
 Level = Annotated[int, Field(ge=1, le=LEVELS)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(expand)]
+Given = Annotated[GivenRows, BeforeValidator(GivenRows.of)]
 
 
 class RowsOptions(SourceOptions):
-    """Where rows are: `path` (a file, or a folder of save_to_disk) or `hub` (an id); and others for evaluation."""
+    """Where rows are, and others for evaluation.
 
-    path: Path | None = None
+    `path` is a file, a folder, a glob, or a list of these; `hub` a dataset's id; `rows` an object, from Python.
+    """
+
+    path: Paths | None = None
     hub: str | None = None
+    rows: Given | None = None
     subset: str | None = None
     split: str | None = None
-    eval_path: Path | None = None
+    eval_path: Paths | None = None
+    eval_rows: Given | None = None
     eval_split: str | None = None
 
     @property
     def has_rows(self) -> bool:
-        """Whether a file or a dataset is named at all."""
-        return self.path is not None or self.hub is not None
+        """Whether rows are named at all."""
+        return self.path is not None or self.hub is not None or self.rows is not None
 
     def held_out(self) -> Self:
-        return self.model_copy(update={"path": self.eval_path or self.path, "split": self.eval_split or self.split})
+        return self.model_copy(
+            update={
+                "path": self.eval_path or self.path,
+                "rows": self.eval_rows or self.rows,
+                "split": self.eval_split or self.split,
+            }
+        )
 
-    @field_validator("path", "eval_path")
-    @classmethod
-    def _exists(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.exists():
-            raise ValueError(f"no such file or folder: {path} (looked in {Path.cwd()})")
-        return path
+    def tables(self) -> Iterator[Table]:
+        """Read the rows, place by place. Raises ValueError that names place and fault."""
+        for path in self.path or ():
+            split = self.split if path.is_dir() or not any(map(Path.is_dir, self.path or ())) else None
+            yield read_path(path, self.subset, split)
+        if self.hub is not None:
+            yield read_hub(self.hub, self.subset, self.split)
+        if self.rows is not None:
+            yield Table("the rows given", self.rows.rows)
+
+    def first_columns(self) -> list[str] | None:
+        """The columns of the first row; None where reading them would cost much, or there is no row."""
+        if self.rows is not None:
+            return self.rows.columns
+        return columns_of(self.path[0]) if self.path else None
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        if self.path is not None and self.hub is not None:
-            raise ValueError("give either `path` (a file, or a folder of save_to_disk) or `hub` (an id), and not both")
+        if sum(place is not None for place in (self.path, self.hub, self.rows)) > 1:
+            raise ValueError(
+                "give one of `path` (files or folders), `hub` (an id) and `rows` (an object), and no other"
+            )
         if self.hub is not None and self.split is None:
             raise ValueError(f"hub dataset {self.hub!r} needs a `split`, for example train")
         if self.eval_path is not None and self.path is None:
-            raise ValueError("eval_path belongs to `path`; with `hub` use eval_split")
-        if self.path is not None and self.subset is not None:
-            raise ValueError(f"subset {self.subset!r} belongs to `hub`, not to a path: remove it")
+            raise ValueError("eval_path belongs to `path`; with `hub` use eval_split, with `rows` eval_rows")
+        if self.eval_rows is not None and self.rows is None:
+            raise ValueError("eval_rows belongs to `rows`; with `path` use eval_path")
+        if self.subset is not None and not (self.hub or any(map(Path.is_dir, self.path or ()))):
+            raise ValueError(f"subset {self.subset!r} belongs to `hub` or a folder: remove it")
         return self
 
 
@@ -86,91 +112,92 @@ class SkillsOptions(RowsOptions):
 
 
 class RowReader:
-    """Rows in an order shuffled by the seed, anew for every pass over them. They are read at the first use."""
+    """Rows in an order shuffled by the seed, anew for every pass over them.
+
+    They are read at the first use, and then checked, every one.
+    """
 
     def __init__(
-        self, domain: str, options: RowsOptions, seed: int, keep: Callable[[Mapping[str, Any]], bool] | None = None
+        self,
+        domain: str,
+        options: RowsOptions,
+        seed: int,
+        keep: Callable[[Mapping[str, Any]], bool] | None = None,
+        check: Callable[[Mapping[str, Any]], Any] | None = None,
     ) -> None:
-        """`keep` says which rows count at all (None: every one)."""
-        self.domain, self.options, self.seed, self._keep = domain, options, seed, keep
-        self.place = f"domain {domain!r}: {options.path or options.hub}"
+        """`keep` says which rows count at all (None: every one); `check` raises ValueError on one that is faulty."""
+        self.domain, self.options, self.seed, self._keep, self._check = domain, options, seed, keep, check
+
+    @property
+    def place(self) -> str:
+        """The domain and where its rows are, for messages."""
+        return f"domain {self.domain!r}: {', '.join(table.name for table in self.tables)}"
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """The rows, place by place. Raises ValueError when they cannot be read."""
+        try:
+            return list(self.options.tables())
+        except ValueError as error:
+            raise ValueError(f"domain {self.domain!r}: {error}") from None
 
     @cached_property
     def rows(self) -> Rows:
-        """Raises ValueError when they cannot be read or there are none."""
-        options = self.options
-        rows = load_rows(options.path, options.hub, options.subset, options.split)
-        if self._keep is not None:
-            rows = [row for row in rows if self._keep(row)]
+        """All rows, of every table. Raises ValueError when they cannot be read or there are none."""
+        parts = [table.rows for table in self.tables]
+        rows = parts[0] if len(parts) == 1 else [row for part in parts for row in part]
         if len(rows) == 0:
             raise ValueError(f"{self.place} holds no rows")
         return rows
 
+    def where(self, number: int) -> str:
+        """The file, the line and the number in that file of a row, for messages."""
+        for table in self.tables:
+            if number < len(table.rows):
+                line = table.lines[number] if table.lines else 0
+                return f"{table.name}, " + (f"line {line}, " if line else "") + f"row {number}"
+            number -= len(table.rows)
+        raise IndexError(number)
+
     def at(self, index: int) -> tuple[int, Mapping[str, Any]]:
-        """The row that is drawn at any index >= 0, with its number in the file."""
-        epoch, place = divmod(index, len(self.rows))
-        number = self._order(epoch)[place]
+        """The row that is drawn at any index >= 0, with its number (counted on through all files).
+
+        Raises ValueError when a row, any one, is faulty.
+        """
+        epoch, place = divmod(index, len(self._numbers))
+        number = self._numbers[self._order(epoch)[place]]
         return number, self.rows[number]
+
+    @cached_property
+    def _numbers(self) -> Sequence[int]:
+        """Of the rows that count."""
+        numbers: list[int] = []
+        faults: list[tuple[int, str]] = []
+        for number, row in enumerate(self.rows):
+            if self._keep is not None and not self._keep(row):
+                continue
+            numbers.append(number)
+            try:
+                if self._check is not None:
+                    self._check(row)
+            except ValueError as error:
+                faults.append((number, str(error)))
+        if faults:
+            raise ValueError(self._refusal(faults, len(numbers)))
+        if not numbers:
+            raise ValueError(f"{self.place} holds no rows that count")
+        return numbers
+
+    def _refusal(self, faults: Sequence[tuple[int, str]], rows: int) -> str:
+        shown = [f"{self.where(number)}: {fault}" for number, fault in faults[:MAX_FAULTS_SHOWN]]
+        if len({fault for _, fault in faults}) == 1 and len(faults) == rows:  # one reason for all
+            del shown[1:]
+        count = f"{len(faults)} of {rows} rows cannot be used: " if len(faults) > 1 else ""
+        more = f"; and {len(faults) - len(shown)} more" if len(faults) > len(shown) else ""
+        return f"domain {self.domain!r}: {count}{'; '.join(shown)}{more}"
 
     @lru_cache(maxsize=2)  # noqa: B019 - a reader lives as long as its run
     def _order(self, epoch: int) -> list[int]:
-        order = list(range(len(self.rows)))
+        order = list(range(len(self._numbers)))
         seeded("records", self.seed, epoch).shuffle(order)
         return order
-
-
-def load_rows(path: Path | None, hub: str | None, subset: str | None, split: str | None) -> Rows:
-    """Read JSONL, Parquet, a save_to_disk folder or a hub dataset. Raises ValueError that names place and fault."""
-    rows: Rows
-    if path is None:
-        rows = _library("datasets").load_dataset(hub, subset, split=split)
-        return rows
-    if path.is_dir():
-        return _load_folder(path, split)
-    if split is not None:
-        raise ValueError(f"{path} has no splits: remove split {split!r}")
-    if path.suffix == ".parquet":
-        rows = _library("pyarrow.parquet").read_table(path).to_pylist()
-        return rows
-    if path.suffix not in (".jsonl", ".json"):
-        raise ValueError(f"{path}: unknown ending {path.suffix!r}; records are read from .jsonl, .parquet or a folder")
-    return _load_jsonl(path)
-
-
-def _load_jsonl(path: Path) -> Rows:
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for line_number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {line_number} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {line_number} is no JSON object: {line.strip():.80}")
-            rows.append(row)
-    return rows
-
-
-def _load_folder(path: Path, split: str | None) -> Rows:
-    datasets = _library("datasets")
-    try:
-        data = datasets.load_from_disk(str(path))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is no folder written by save_to_disk: {error}") from None
-    if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise ValueError(f"{path} has the splits {', '.join(data)}: set `split` to one of them, not {split!r}")
-        data = data[split]
-    elif split is not None:
-        raise ValueError(f"{path} has no splits: remove split {split!r}")
-    rows: Rows = data
-    return rows
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise ValueError(f"this kind of records needs {name}: pip install 'onepolicy[datasets]'") from None
