@@ -30,7 +30,12 @@ def lookup(row: Mapping[str, Any], column: str) -> Any:
             inner, rest = row[outer], column[len(outer) + 1 :]
             if not isinstance(inner, Mapping):
                 raise ValueError(f"column {outer!r}: {shown(inner)} is no struct, and has no {rest!r}")
-            return lookup(inner, rest)
+            try:
+                return lookup(inner, rest)
+            except ValueError:
+                raise ValueError(
+                    f"no column {column!r}: {did_you_mean(column, names(row))}; its columns are {described(row)}"
+                ) from None
     raise ValueError(f"no column {column!r}: {did_you_mean(column, names(row))}; its columns are {described(row)}")
 
 
