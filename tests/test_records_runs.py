@@ -226,7 +226,7 @@ def test_objects_that_cannot_be_used_are_refused_when_the_configuration_is_read(
 def test_a_table_of_pandas_is_no_list_of_rows(tmp_path):
     import pandas
 
-    with pytest.raises(ConfigError, match="rows of DataFrame are no dicts: give a datasets.Dataset"):
+    with pytest.raises(ConfigError, match=r"rows of DataFrame are no dicts: give a datasets.Dataset"):
         parse_run(objects(tmp_path, pandas.DataFrame(LISTS)))
     rows = pandas.concat(map(pandas.read_parquet, sorted(Path(verl_rows(tmp_path)).parent.glob("*.parquet"))))
     tasks = {"kind": "records", "rows": rows.to_dict("records"), "answer": "reward_model.ground_truth"}

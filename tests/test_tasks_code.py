@@ -183,7 +183,7 @@ def test_unknown_columns_are_named_with_those_that_are_known(tmp_path):
     path.write_text('{"prompt": 1, "answer": 2}')
     known = r"prompt, entry_point, test \(HumanEval\); code, test_list \(MBPP\); question_content, public_test_cases"
     with pytest.raises(
-        ValueError, match=rf"domain 'c': .*rows.jsonl, row 0: its columns prompt, answer hold none of: {known}"
+        ValueError, match=rf"domain 'c': .*rows.jsonl, line 1, row 0: its columns prompt, answer hold none of: {known}"
     ):
         source(path=str(path)).draw(0)
 

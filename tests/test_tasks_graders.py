@@ -1,6 +1,7 @@
 """Graders of records: right answers, functions bound by the names of their parameters, TRL's and verl's, weights."""
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -39,7 +40,11 @@ def graded(tmp_path, response="7", row=ROW, **options):
     ("answer", "right", "wrong"),
     [
         ("Paris", ["paris", " PARIS\n"], ["", "Paris, France"]),
-        (["Paris", "City of Paris"], ["paris", "city  of paris"], ["Paris City of Paris", "['Paris', 'City of Paris']"]),
+        (
+            ["Paris", "City of Paris"],
+            ["paris", "city  of paris"],
+            ["Paris City of Paris", "['Paris', 'City of Paris']"],
+        ),
         (["Paris"], ["Paris"], ["['Paris']"]),
         (7, ["7", "7.0", "+7", "07"], ["7.5", "seven", ""]),
         (7.0, ["7", "7.0", "7.00"], ["70"]),
@@ -173,6 +178,13 @@ def test_a_function_gets_what_its_parameters_are_called(tmp_path):
     assert chat == Grade(0.0)  # since the prompt is a chat there
 
 
+def test_the_prompt_is_the_rows_also_behind_a_system_prompt(tmp_path):
+    records = source(tmp_path, grader=name(by_name))
+    task = records.draw(0)
+    led = replace(task, messages=({"role": "system", "content": "Add."}, *task.messages))
+    assert records.grade(led, "7") == Grade(1.0)
+
+
 def test_a_thought_is_handed_over_by_name(tmp_path):
     records = source(tmp_path, grader=name(with_columns))
     assert records.grade(records.draw(0), "7", "hm").reason == "7 2 5 'hm' 0 7"
@@ -287,7 +299,7 @@ def test_what_is_no_reward_function_of_trl_is_refused(tmp_path):
         source(tmp_path, grader=name(trl_text))
     with pytest.raises(ConfigError, match="a parameter 'response', which is not known: known are prompts, completions"):
         source(tmp_path, grader=f"trl:{name(constant)}")
-    with pytest.raises(GraderBug, match="returned 1.0 for one completion: a reward function of TRL returns a list"):
+    with pytest.raises(GraderBug, match=r"returned 1.0 for one completion: a reward function of TRL returns a list"):
         graded(tmp_path, grader=f"trl:{name(trl_number)}")
 
 

@@ -162,7 +162,7 @@ def test_ifbench_records_load_and_those_without_a_check_are_refused_or_skipped()
 def test_faulty_records_are_refused_with_their_row(tmp_path, row, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(row)
-    with pytest.raises(ValueError, match=r"rows.jsonl, row 0: .*" + message):
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 1, row 0: .*" + message):
         source(path=str(path)).draw(0)
 
 

@@ -207,7 +207,7 @@ def test_a_faulty_prompt_is_refused_whichever_row_is_drawn(tmp_path, prompt, mes
 
 def test_several_faults_are_counted_and_the_first_ones_named(tmp_path):
     rows = [{**row, "prompt": None} if i % 2 else row for i, row in enumerate([*ROWS, *ROWS])]
-    with pytest.raises(ValueError, match="6 of 12 rows cannot be used: .*row 1: .*row 3: .*row 5: .*; and 3 more"):
+    with pytest.raises(ValueError, match=r"6 of 12 rows cannot be used: .*row 1: .*row 3: .*row 5: .*; and 3 more"):
         source(path=str(write(tmp_path / "r.jsonl", rows))).draw(0)
 
 
@@ -273,6 +273,18 @@ def test_media_pass_as_parts_and_nulls_that_arrow_puts_into_messages_do_not(tmp_
             {"prompt": "Add.", "code": "f = 1", "test_list": ["assert f"]},
             {"prompt": "Add.", "code": "f = 1", "test_list": []},
             "its test_list is empty",
+        ),
+        (
+            "math",
+            {"problem": "1+1", "answer": 2},
+            {"problem": "1+1", "answer": ["2"]},
+            r"its answer \['2'\] is no text",
+        ),
+        (
+            "code",
+            {"prompt": "def f(): ", "entry_point": "f", "test": "check"},
+            {"prompt": None, "entry_point": "f", "test": "check"},
+            "its question is null, and no text",
         ),
         (
             "instruction",

@@ -24,10 +24,12 @@ from onepolicy import sandbox
 from onepolicy.sandbox import Limits, SandboxError, UnitTests, Verdict
 from onepolicy.tasks.base import GraderBug, seeded, user_message, with_one_wrong
 from onepolicy.tasks.code_problems import SKILLS, make
-from onepolicy.tasks.code_rows import SHAPES, Exam, Pair, UnreadableTests, exam_of, fenced, reference_of
+from onepolicy.tasks.code_rows import SHAPES, Exam, Pair, Row, UnreadableTests, exam_of, fenced, reference_of
+from onepolicy.tasks.columns import shown
 from onepolicy.tasks.rows import RowReader, SkillsOptions
 from onepolicy.types import Grade, Task
 
+QUESTIONS = ("prompt", "text", "question_content")  # the columns that hold one, in any shape
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
@@ -57,7 +59,7 @@ class CodeSource:
 
     def __init__(self, domain: str, options: CodeOptions, seed: int) -> None:
         self.domain, self.options, self.seed = domain, options, seed
-        self.reader = RowReader(domain, options, seed, check=reference_of) if options.has_rows else None
+        self.reader = RowReader(domain, options, seed, check=read_row) if options.has_rows else None
         seconds = options.time_limit_s
         self.limits = Limits(wall_s=seconds, cpu_s=math.ceil(seconds), memory_mib=options.memory_mib)
         self.time_limit_s = options.total_limit_s + seconds  # what one answer may take: grading does not cut it short
@@ -87,9 +89,8 @@ class CodeSource:
             reference, metadata = {"inputs": inputs, "outputs": outputs}, {"skill": skill}
         else:
             row_number, row = self.reader.at(index)
-            reference = reference_of(row)
-            shape = SHAPES[reference["shape"]]
-            question, gold, metadata = shape.question(row), shape.gold(row), {"row": row_number}
+            reference, question, gold = read_row(row)
+            metadata = {"row": row_number}
         shown = with_one_wrong(gold, rng) if gold is not None and rng.random() < self.options.corrupt else gold
         return Task(
             f"{self.domain}/{self.seed}/{index}",
@@ -140,6 +141,19 @@ class CodeSource:
         if outcome.status == "ok" and not same_output(outcome.stdout, check.stdout):
             reason = f"printed {outcome.stdout!r:.80} and not {check.stdout!r:.80}"
         return Verdict(not reason, int(not reason), 1, reason)
+
+
+def read_row(row: Row) -> tuple[dict[str, Any], str, str | None]:
+    """Reference, question and a program that passes of a row. Raises ValueError when its columns hold something else."""
+    reference = reference_of(row)
+    shape = SHAPES[reference["shape"]]
+    questions = [row[column] for column in QUESTIONS if row.get(column) is not None]
+    if not questions or not all(isinstance(text, str) and text.strip() for text in questions):
+        raise ValueError(f"its question is {shown(questions[0] if questions else None)}, and no text")
+    try:
+        return reference, shape.question(row), shape.gold(row)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"it cannot be read as a row of {reference['shape']}: {error}") from None
 
 
 def _tiny(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> Exam:

@@ -119,11 +119,13 @@ def read_row(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """Question, reference and demonstration of a row. Raises ValueError when its columns are of no known shape."""
     question = row.get("problem", row.get("question"))
     answer, solution = row.get("answer"), row.get("solution")
-    if not isinstance(question, str) or (answer is None and solution is None):
+    if not isinstance(question, str) or not question.strip() or (answer is None and solution is None):
         raise ValueError(
             f"its columns {', '.join(row)} are none of: {SHAPES}; kind `records` takes any columns, with graders of "
             "your own"
         )
+    if answer is not None and (isinstance(answer, bool) or not isinstance(answer, (str, int, float))):
+        raise ValueError(f"its answer {answer!r:.80} is no text or number; of a list of right answers, kind `records`")
     if answer is not None and not squeezed(str(answer)):
         raise ValueError("its answer is empty")
     if isinstance(answer, str) and "####" in answer:

@@ -159,10 +159,7 @@ class RecordsSource:
     def grade(self, task: Task, response: str, thought: str = "") -> Grade:
         """The weighted mean of all graders' rewards. Raises NoReward when none of them has one."""
         options = self.options
-        columns = task.metadata.get("columns", {})
-        as_text = len(task.messages) == 1 and isinstance(columns.get(options.prompt, ""), str)
-        prompt = task.messages[0]["content"] if as_text else [dict(message) for message in task.messages]
-        graded = Graded(response, thought, task, prompt, columns)
+        graded = Graded(response, thought, task, self._prompt(task), task.metadata.get("columns", {}))
         found: list[tuple[GraderOptions, Grade]] = []
         for one, grader in self.graders:
             if task.metadata.get(GOLD) and not one.gold:
@@ -176,6 +173,14 @@ class RecordsSource:
             return found[0][1]
         reward = weighted_mean([grade.reward for _, grade in found], [one.weight for one, _ in found])
         return Grade(reward, "; ".join(_reason(one.name, grade) for one, grade in found))
+
+    def _prompt(self, task: Task) -> str | list[Message]:
+        """As the row has it: a text, or messages (of these without nulls, and with a system prompt of the run)."""
+        if columns := task.metadata.get("columns"):
+            prompt = lookup(columns, self.options.prompt)
+            if isinstance(prompt, str):
+                return prompt
+        return [dict(message) for message in task.messages]
 
     def gold(self, task: Task) -> str | None:
         """The answer column when it is text or a number; of several right answers the first.

@@ -72,9 +72,7 @@ class RowsOptions(SourceOptions):
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if sum(place is not None for place in (self.path, self.hub, self.rows)) > 1:
-            raise ValueError(
-                "give one of `path` (files or folders), `hub` (an id) and `rows` (an object), and no other"
-            )
+            raise ValueError("give either `path` (files or folders), `hub` (an id) or `rows` (an object)")
         if self.hub is not None and self.split is None:
             raise ValueError(f"hub dataset {self.hub!r} needs a `split`, for example train")
         if self.eval_path is not None and self.path is None:
