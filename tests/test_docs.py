@@ -65,10 +65,17 @@ def test_a_run_on_it_trains(beside: Path) -> None:
 
 
 def test_the_environment_and_the_function_work_too(beside: Path) -> None:
+    adapted = yaml.safe_load((beside / "adapted.yaml").read_text())
+    given = runpy.run_path("from_python.py")["domains"]["clock"]
     domains = {
+        "given": DomainConfig.model_validate(given),
+        **{name: DomainConfig.model_validate(domain) for name, domain in adapted.items()},
         "watch": DomainConfig.model_validate({"tasks": {"kind": "custom", "source": "watch:Watch"}}),
         "clock": DomainConfig.model_validate(yaml.safe_load((beside / "rows.yaml").read_text())["clock"]),
     }
     found = check_domains(domains, 20)
     assert found["watch"].ok and found["watch"].without_gold == 0 and found["watch"].constant_reward < 0.2
     assert found["clock"].ok and found["clock"].empty_reward == 0
+    for name in ("trl", "verl", "both", "given"):
+        assert found[name].ok and found[name].without_gold == 0, name
+    assert found["verl"].empty_reward == 0 and found["both"].empty_reward == pytest.approx(0.2)

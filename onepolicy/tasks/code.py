@@ -144,7 +144,7 @@ class CodeSource:
 
 
 def read_row(row: Row) -> tuple[dict[str, Any], str, str | None]:
-    """Reference, question and a program that passes of a row. Raises ValueError when its columns hold something else."""
+    """Reference, question and, where there is one, a program that passes. Raises ValueError."""
     reference = reference_of(row)
     shape = SHAPES[reference["shape"]]
     questions = [row[column] for column in QUESTIONS if row.get(column) is not None]
