@@ -129,7 +129,9 @@ class RowReader:
     @property
     def place(self) -> str:
         """The domain and where its rows are, for messages."""
-        return f"domain {self.domain!r}: {', '.join(table.name for table in self.tables)}"
+        names = [table.name for table in self.tables]
+        more = f" and {len(names) - MAX_FAULTS_SHOWN} more" if len(names) > MAX_FAULTS_SHOWN else ""
+        return f"domain {self.domain!r}: {', '.join(names[:MAX_FAULTS_SHOWN])}{more}"
 
     @cached_property
     def tables(self) -> list[Table]:
