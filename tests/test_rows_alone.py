@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from onepolicy.config import LossConfig, OptimConfig
+from onepolicy.config import LossConfig, OptimConfig, ScratchConfig
 from onepolicy.engines.base import Sampling
 from onepolicy.engines.forward import live_head, score_samples
 from onepolicy.engines.local import LocalEngine
@@ -19,6 +19,7 @@ from onepolicy.engines.probe import check_policy, check_scoring
 from onepolicy.engines.text import Renderer
 from onepolicy.engines.vocabulary import check_vocabulary, count_gaps, vocabulary_size
 from onepolicy.learner import Learner
+from onepolicy.tiny import from_scratch
 from onepolicy.types import Sample, Task, Want, Weights
 from tests.tiny_models import KINDS, build, plain_logprobs, sample, task
 
@@ -156,6 +157,19 @@ def test_the_update_is_of_the_policy_that_generated_whatever_its_randomness_is_c
         found = gradient(learner, samples)
         assert (found - expected).norm() < 1e-4 * expected.norm()
     check_policy(LocalEngine(model, Renderer(tokenizer, model.generation_config)))
+
+
+def test_dropout_that_a_checkpointed_layer_reads_from_the_configuration_is_off_and_saved_as_it_was() -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "model_type": "falcon"}
+    rates = {"hidden_dropout": 0.3, "attention_dropout": 0.3}
+    model, tokenizer = from_scratch(ScratchConfig(architecture=small | rates, alphabet="abcdefghijklmnopqrst0123"), 0)
+    samples = [sample(3, 4, seed=1, vocabulary=30), sample(6, 5, seed=2, vocabulary=30)]
+    for one in samples:
+        one.weights = Weights(ce=1.0)
+    expected = plain_gradient(model.eval(), samples)
+    learner = learner_of(model, tokenizer, gradient_checkpointing=True)
+    assert (gradient(learner, samples) - expected).norm() < 1e-4 * expected.norm()
+    assert (model.config.hidden_dropout, model.config.attention_dropout) == (0.3, 0.3)
 
 
 def test_checkpointing_recomputes_its_layers_and_leaves_them_in_evaluation_mode() -> None:

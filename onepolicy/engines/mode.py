@@ -8,8 +8,9 @@ inside `recomputing` the checkpointed layers alone are in it, without their subm
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -39,13 +40,29 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
     Nothing happens without gradient checkpointing. Hold it over both passes.
     """
     layers = _checkpointed_layers(model)
+    rates = _config_rates(layers)
     for layer in layers:
         layer.training = True  # careful: of the layer alone; `layer.train()` would reach its router and its dropout
+    for config, name, _ in rates:
+        setattr(config, name, 0.0)
     try:
         yield
     finally:
         for layer in layers:
             layer.training = False
+        for config, name, rate in rates:  # the configuration is saved as it was loaded
+            setattr(config, name, rate)
+
+
+def _config_rates(layers: Sequence[Any]) -> list[tuple[Any, str, float]]:
+    """Dropout rates that layers read from their configuration at each call (Falcon, Persimmon)."""
+    configs = {id(layer.config): layer.config for layer in layers if hasattr(layer, "config")}
+    return [
+        (config, name, value)
+        for config in configs.values()
+        for name, value in vars(config).items()
+        if "dropout" in name and isinstance(value, float) and value
+    ]
 
 
 def _checkpointed_layers(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
