@@ -81,12 +81,12 @@ def signals_of(samples: Sequence[Sample], domains: Sequence[str]) -> dict[str, A
 
 
 def _signals(samples: Sequence[Sample]) -> Array:
-    """Every token's signal, end to end; a token that the teacher did not score has none."""
+    """Every token's signal, end to end; one that the teacher did not score, or of a failed grading, has none."""
     parts = [np.empty(0, dtype=np.float32)]
     for sample in samples:
         if sample.teacher is not None:
             signal_R = sample.teacher.logprobs_R - sample.logprobs_R
             parts.append(signal_R[np.isfinite(signal_R)])
-        elif sample.advantages_R is not None:
+        elif sample.advantages_R is not None and not sample.grader_failed:
             parts.append(sample.advantages_R)
     return np.concatenate(parts)

@@ -20,6 +20,7 @@ import numpy as np
 from onepolicy.balancing import Balancer, signals_of
 from onepolicy.config import BalanceConfig, CascadeConfig, CopdConfig, MixRlConfig, MopdConfig, ReinforcedConfig
 from onepolicy.objectives.balance import shares
+from onepolicy.rewards import graded_rewards, has_contrast
 from onepolicy.rollout import groups_of
 from onepolicy.types import Sample
 
@@ -73,10 +74,10 @@ def _together(config: Rehearsed, prompts: Mapping[str, float], samples: Sequence
     result = []
     for domain, share in prompts.items():
         found = contrast[domain]
-        reward = float(np.mean([s.reward for s in mine[domain] if s.reward is not None]))
+        reward = float(np.mean(graded_rewards(mine[domain])))
         verdict: Verdict = "fine"
         warnings, changes = [], []
-        kept = float(np.mean([_counts(config, sample) for sample in mine[domain]]))
+        kept = float(np.mean([_counts(config, sample) for sample in mine[domain] if sample.is_graded]))
         if found is not None and found < config.check.warn_contrast:
             verdict = "no signal" if domain in carrying else "fine"
             warnings.append(_no_contrast(domain, found, reward) if kept else f"domain {domain!r}: {_masked(kept)}")
@@ -116,7 +117,7 @@ def _contrast(config: Rehearsed, samples: Sequence[Sample]) -> float | None:
     if isinstance(config, MopdConfig) and not config.outcome_weight.largest:
         return None
     groups = [group for group in groups_of(samples) if any(_counts(config, sample) for sample in group)]
-    return sum(len({sample.reward for sample in group}) > 1 for group in groups) / max(1, len(groups))
+    return sum(has_contrast(group) for group in groups) / max(1, len(groups))
 
 
 def _counts(config: Rehearsed, sample: Sample) -> bool:

@@ -1,7 +1,9 @@
 """Tasks → graded samples. What overlaps with what lives here and nowhere else.
 
 A finished sample goes to the grading process at once, while the others are still being written; what comes back is in
-the order of the tasks. A rollout that failed is data, not a crash: finish "error", reward 0, the engine's reason.
+the order of the tasks. A rollout that failed is data, not a crash: finish "error", the engine's reason, reward 0.0 for
+display. What an engine or a grader has failed on (`not sample.is_graded`) says nothing of the policy and is learnt from
+by no outcome term.
 
 Where tasks have an environment, a sample is an episode: all that are under way write a turn in one batch, and each goes
 to its environment as soon as that has ended. The next turn waits for the slowest answer, so that what shares a batch,
@@ -19,7 +21,7 @@ from onepolicy.learner import Learner
 from onepolicy.objectives.advantages import AdvantageKind, group_advantages
 from onepolicy.objectives.weighting import turns
 from onepolicy.tasks.grading import Grader
-from onepolicy.types import Array, Sample, Task, Want
+from onepolicy.types import Array, Sample, Task, Want, Weights
 
 STALE = ("rollout_kl", "clipped", "distill_clipped")  # grow from one inner update to the next: the last is logged
 
@@ -30,7 +32,7 @@ def rollout(
     """n graded samples of every task, ordered by task, then rollout."""
     samples = []
     for sample in engine.generate(tasks, n, sampling, seed=seed, version=version):
-        _submit(grader, sample)
+        submit(grader, sample)
         samples.append(sample)
     play_on(engine, grader, sampling, seed=seed)
     samples.sort(key=lambda sample: (sample.group, sample.index))
@@ -44,10 +46,11 @@ def play_on(engine: Engine, grader: Grader, sampling: Sampling, *, seed: int) ->
     while waiting := [sample for sample in grader.collect() if sample.reward is None]:
         waiting.sort(key=lambda sample: (sample.group, sample.index))
         for sample in engine.resume(waiting, sampling, seed=seed):
-            _submit(grader, sample)
+            submit(grader, sample)
 
 
-def _submit(grader: Grader, sample: Sample) -> None:
+def submit(grader: Grader, sample: Sample) -> None:
+    """To the grader, unless the engine has failed: then there is nothing to grade."""
     if sample.finish == "error":
         sample.reward = 0.0
     else:
@@ -65,15 +68,29 @@ def groups_of(samples: Sequence[Sample]) -> list[list[Sample]]:
 def annotate_advantages(samples: Sequence[Sample], kind: AdvantageKind, turn_weight: float = 0.0) -> None:
     """Give every sample its outcome advantage: one number per group's reward, the same for all its tokens.
 
-    With a `turn_weight`, plus that times the advantages by turn, where the environment rewards turns.
+    With a `turn_weight`, plus that times the advantages by turn, where the environment rewards turns. A group's baseline
+    is of its graded samples alone. The others get advantage 0 and lose their weight of the outcome term, so that they do
+    not count in its mean either; weights are given before.
     """
     for group in groups_of(samples):
-        rewards_G = np.array([_graded(sample) for sample in group])
-        turns_GR: Sequence[Array | float] = [0.0] * len(group)
-        if turn_weight and any(sample.turn_rewards for sample in group):
-            turns_GR = [turn_weight * turns_R for turns_R in turn_advantages(group, kind)]
-        for sample, advantage, turns_R in zip(group, group_advantages(rewards_G, kind), turns_GR, strict=True):
+        graded = [sample for sample in group if _is_graded(sample)]
+        advantages_G = group_advantages([sample.reward for sample in graded], kind)
+        turns_GR: Sequence[Array | float] = [0.0] * len(graded)
+        if turn_weight and any(sample.turn_rewards for sample in graded):
+            turns_GR = [turn_weight * turns_R for turns_R in turn_advantages(graded, kind)]
+        for sample in group:
+            sample.advantages_R = np.zeros(sample.length, dtype=np.float32)
+            if not sample.is_graded:
+                sample.weights.pg = 0.0
+        for sample, advantage, turns_R in zip(graded, advantages_G, turns_GR, strict=True):
             sample.advantages_R = (np.full(sample.length, advantage) + turns_R).astype(np.float32)
+
+
+def drop_errors(samples: Sequence[Sample]) -> None:
+    """Take all weights from samples that the engine has failed on; weights are given before."""
+    for sample in samples:
+        if sample.finish == "error":
+            sample.weights = Weights()
 
 
 def turn_advantages(group: Sequence[Sample], kind: AdvantageKind) -> list[Array]:
@@ -125,6 +142,6 @@ def _together(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return together
 
 
-def _graded(sample: Sample) -> float:
+def _is_graded(sample: Sample) -> bool:
     assert sample.reward is not None, f"sample of task {sample.task.id} has not been graded"
-    return sample.reward
+    return sample.is_graded

@@ -52,12 +52,14 @@ class Task:
 class Grade:
     """A grader's verdict: a reward in [0, 1] and, in a few words, why.
 
-    An environment may also say what each turn was worth, in [0, 1].
+    An environment may also say what each turn was worth, in [0, 1]. `failed`: the grader could not judge the answer (it
+    raised, timed out, was killed, ran out of memory). Then `reward` is 0.0 and means nothing.
     """
 
     reward: float
     reason: str = ""
     turn_rewards: tuple[float, ...] = ()
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ class Sample:
     under exactly the distribution it sampled from. `version` is the learner's step that wrote it.
 
     Of an episode of several turns, `response` is the last one and `history` the chat between prompt and response.
+
+    `grader_failed`: the grader could not judge it, and `reason` says why. Its `reward` is then 0.0 and means nothing.
     """
 
     task: Task
@@ -123,6 +127,7 @@ class Sample:
     version: int = 0
     reward: float | None = None
     reason: str = ""
+    grader_failed: bool = False
     history: tuple[Message, ...] = ()
     turn_rewards: tuple[float, ...] = ()
     advantages_R: Array | None = None  # policy-gradient signal
@@ -145,6 +150,11 @@ class Sample:
     def length(self) -> int:
         """R: how many tokens the policy wrote."""
         return int(self.mask_T.sum())
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether the reward says something of the policy: neither grader nor engine has failed."""
+        return self.reward is not None and not self.grader_failed and self.finish != "error"
 
     @property
     def turns(self) -> int:

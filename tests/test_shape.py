@@ -22,7 +22,7 @@ MAX_LINES, MAX_FUNCTION, MAX_FIELDS = 400, 60, 12
 # not know of each other.
 LAYERS: list[set[str]] = [
     {"types"},
-    {"config", "progress", "merging", "sandbox"},
+    {"config", "progress", "merging", "sandbox", "rewards"},
     {"tasks", "objectives", "tiny", "meter", "evaluation"},
     {"runfolder", "engines"},
     {"models", "diagnostics", "written", "jobs"},

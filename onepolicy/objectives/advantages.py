@@ -1,7 +1,7 @@
 """Advantages from the rewards of one group: G rollouts of the same prompt. No torch; float64.
 
 An advantage is positive where a rollout beats its group. A group of one has no baseline and a group of equal rewards
-no contrast: both are 0, exactly.
+(up to rounding, see rewards.py) no contrast: both are 0, exactly.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from onepolicy.rewards import TOLERANCE, all_equal
 from onepolicy.types import Array
 
 AdvantageKind = Literal["grpo", "dr_grpo", "rloo", "maxrl"]
@@ -28,7 +29,7 @@ def group_advantages(rewards_G: ArrayLike, kind: AdvantageKind) -> Array:
     if rewards.ndim != 1 or not np.isfinite(rewards).all():
         raise ValueError(f"rewards of a group must be one axis of finite numbers, got {rewards.tolist()}")
     # Equality is tested on the rewards: the std of three times 0.1 is not exactly 0, and would blow up its rounding.
-    if len(rewards) < 2 or np.ptp(rewards) == 0:
+    if all_equal(rewards):
         return np.zeros_like(rewards)
     centred = rewards - rewards.mean()
     match kind:
@@ -39,7 +40,7 @@ def group_advantages(rewards_G: ArrayLike, kind: AdvantageKind) -> Array:
         case "rloo":
             return centred * (len(rewards) / (len(rewards) - 1))
         case "maxrl":
-            if rewards.min() < 0:
+            if rewards.min() < -TOLERANCE:
                 raise ValueError(f"maxrl divides by the mean and needs rewards >= 0, got {rewards.min()}: use grpo")
             return centred / rewards.mean()
         case _:
@@ -55,8 +56,8 @@ def whiten(values: ArrayLike, mask: ArrayLike) -> Array:
     values, mask = np.asarray(values, dtype=np.float64), np.asarray(mask, dtype=bool)
     chosen = values[mask]
     if len(chosen) > 1:
-        spread = np.ptp(chosen) > 0
-        chosen = (chosen - chosen.mean()) / chosen.std(ddof=1) if spread else np.zeros_like(chosen)
+        equal = all_equal(chosen)
+        chosen = np.zeros_like(chosen) if equal else (chosen - chosen.mean()) / chosen.std(ddof=1)
     whitened = np.zeros_like(values)
     whitened[mask] = chosen
     return whitened

@@ -19,6 +19,7 @@ from onepolicy.diagnostics import gap_row
 from onepolicy.engines.base import Scorer
 from onepolicy.policy import Policy, merged
 from onepolicy.recipes.rlvr import annotate_reinforcement, draw_groups
+from onepolicy.rollout import drop_errors
 from onepolicy.session import Session, stream
 from onepolicy.tasks.mixture import Mixture
 from onepolicy.teachers import wanted
@@ -83,6 +84,7 @@ def taught(
     scorer = session.policies[peer].as_peer(exchange.peers)
     for sample, scores in zip(samples, scorer.score(samples, wanted(config.loss.distill)), strict=True):
         sample.teacher, sample.weights = scores, Weights(distill=exchange.beta_of(name))
+    drop_errors(samples)
     return samples
 
 

@@ -15,7 +15,7 @@ from onepolicy.balancing import Balancer
 from onepolicy.config import MopdConfig
 from onepolicy.drift import Drift
 from onepolicy.preflight import check_teachers, probe
-from onepolicy.rollout import annotate_advantages, learn
+from onepolicy.rollout import annotate_advantages, drop_errors, learn
 from onepolicy.session import Session
 from onepolicy.teachers import Routed, annotate_disagreement, wanted
 from onepolicy.types import Sample, Weights
@@ -58,3 +58,4 @@ def annotate_distillation(samples: list[Sample], teachers: Routed, config: MopdC
     if config.loss.distill.weighting.max_disagreement is not None:
         annotate_disagreement(samples, teachers)
     annotate_advantages(samples, config.advantage, config.turn_weight)
+    drop_errors(samples)

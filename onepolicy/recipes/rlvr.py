@@ -13,6 +13,7 @@ from collections import Counter
 from onepolicy.config import ReinforcedConfig, RlvrConfig
 from onepolicy.drift import Drift
 from onepolicy.policy import Policy
+from onepolicy.rewards import has_contrast
 from onepolicy.rollout import annotate_advantages, groups_of, learn
 from onepolicy.session import Session
 from onepolicy.tasks.mixture import Mixture
@@ -41,11 +42,11 @@ def rlvr(config: RlvrConfig) -> None:
 
 
 def annotate_reinforcement(samples: list[Sample], config: ReinforcedConfig) -> None:
-    """Advantages by group, and weight 1, or 0 for a truncated response if those are masked."""
-    annotate_advantages(samples, config.advantage, config.turn_weight)
+    """Advantages by group, and weight 1, or 0 for a truncated response if those are masked and for an ungraded one."""
     for sample in samples:
         masked = config.overlong == "mask" and sample.finish == "length"
         sample.weights = Weights(pg=0.0 if masked else 1.0)
+    annotate_advantages(samples, config.advantage, config.turn_weight)
 
 
 def draw_groups(
@@ -57,7 +58,7 @@ def draw_groups(
 ) -> list[Sample]:
     """`rollout.prompts` groups. Dynamic sampling: groups whose rewards are all equal carry no signal; replace them.
 
-    Up to `max_draws` batches are drawn; what is then still missing is filled with groups of equal rewards. Each domain
+    Equal is up to rounding, and among the graded samples: a failed grading gives a group no contrast. Up to `max_draws` batches are drawn; what is then still missing is filled with groups of equal rewards. Each domain
     keeps the number of groups that the first batch gives it: one with more contrast does not crowd out the others.
     """
     useful: list[list[Sample]] = []
@@ -69,7 +70,7 @@ def draw_groups(
         if draw:  # careful: not by `mixture.draw`: a replacement is nobody's turn, and the next batch is as it would be
             tasks = [mixture.domains[name].draw() for name in missing.elements()]
         for group in groups_of(session.rollout(tasks, config.rollout.n, step, draw, policy)):
-            differs = len({sample.reward for sample in group}) > 1
+            differs = has_contrast(group)
             (useful if differs else equal).append(group)
             missing[group[0].task.domain] -= differs
         if not missing.total():

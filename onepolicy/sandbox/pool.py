@@ -78,12 +78,14 @@ class Verdict:
     """How a program did in its tests: of the `total` assertions in their text, `passed` held each time; at least one.
 
     `ok`, with all passed, when the tests ran to their end and nothing failed; else `reason` says what failed first.
+    `broken`: the sandbox did not survive it, so that nothing was judged.
     """
 
     ok: bool
     passed: int
     total: int
     reason: str = ""
+    broken: bool = False
 
 
 class Sandbox:
@@ -240,7 +242,8 @@ def _verdict(outcome: Outcome, report: str) -> Verdict:
         failures.append("no assertion was reached")
     total = max(asserts, 1)
     if failures:
-        return Verdict(False, min(len(passed - failed), total - 1), total, failures[0])
+        right = min(len(passed - failed), total - 1)
+        return Verdict(False, right, total, failures[0], outcome.status == "broken")
     return Verdict(True, total, total)
 
 

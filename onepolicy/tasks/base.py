@@ -43,6 +43,9 @@ class TaskSource(Protocol):
     def grade(self, task: Task, response: str) -> Grade:
         """Reward in [0, 1] for any text whatever. May raise or hang: the grading process bounds both.
 
+        But a failure is no low reward: the answer is then left out of the update. Return 0 for an answer that cannot be
+        read; raise, or return Grade(0.0, reason, failed=True), where it could not be judged.
+
         It sees the task only (the grading process draws nothing), so all it needs rides on the task.
         """
         ...
@@ -129,6 +132,8 @@ def as_grade(value: Any, grader: str, reward_range: tuple[float, float] = UNIT) 
     else, and on a reward outside `reward_range`.
     """
     turn_rewards: tuple[Any, ...] = ()
+    if isinstance(value, Grade) and value.failed:  # then its reward means nothing
+        return Grade(0.0, str(value.reason), failed=True)
     if isinstance(value, Grade):
         reward, reason, turn_rewards = value.reward, value.reason, value.turn_rewards
     elif isinstance(value, tuple) and len(value) == 2:

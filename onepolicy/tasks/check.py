@@ -1,4 +1,8 @@
-"""Verify the verifier before any training: gold answers must score 1.0, empty and constant ones must not."""
+"""Verify the verifier before any training: gold answers must score 1.0, empty and constant ones must not.
+
+A grader that fails (raises, times out, is killed) has not scored 0: it has not judged. One that fails on everything that
+was tried is refused, also where no gold answer is known.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onepolicy.config import DomainConfig
+from onepolicy.rewards import is_correct
 from onepolicy.tasks import build_eval_source, build_source
 from onepolicy.tasks.base import Source
 from onepolicy.tasks.grading import Grader
@@ -28,7 +33,8 @@ class SourceReport:
     distinct: int  # prompts
     without_gold: int
     gold_right: int  # gold answers that scored 1.0
-    failures: tuple[str, ...]  # the first gold answers that did not
+    failures: tuple[str, ...]  # the first gold answers that did not, or why nothing at all could be graded
+    unjudged: bool  # the grader failed on every gold, empty and constant answer
     empty_reward: float
     constant: Answer  # the most frequent gold answer ("0" when there is none)
     constant_share: float  # of the gold answers that it is
@@ -38,8 +44,8 @@ class SourceReport:
 
     @property
     def ok(self) -> bool:
-        """Every gold answer scored 1.0."""
-        return self.gold_right + self.without_gold == self.drawn
+        """Every gold answer scored 1.0 and, without any, at least one answer could be graded."""
+        return not self.unjudged and self.gold_right + self.without_gold == self.drawn
 
 
 def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
@@ -47,23 +53,36 @@ def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
     tasks = [source.draw(index) for index in range(n)]
     golds = [(task, gold) for task in tasks if (gold := source.gold(task)) is not None]
     for_gold = getattr(source, "for_gold", lambda task: task)
-    verdicts = list(zip(golds, grade([(for_gold(task), gold) for task, gold in golds]), strict=True))
-    wrong = [(task, gold, verdict) for (task, gold), verdict in verdicts if verdict.reward != 1.0]
+    verdicts = grade([(for_gold(task), gold) for task, gold in golds])
+    wrong = [
+        (task, gold, verdict)
+        for (task, gold), verdict in zip(golds, verdicts, strict=True)
+        if verdict.failed or not is_correct(verdict.reward)
+    ]
     constant, count = Counter(gold for _, gold in golds).most_common(1)[0] if golds else ("0", 0)
+    empties, constants = grade([(task, "") for task in tasks]), grade([(task, constant) for task in tasks])
+    unjudged = all(verdict.failed for verdict in (*verdicts, *empties, *constants))
+    failures = [_failure(*case) for case in wrong[:MAX_FAILURES_SHOWN]]
+    if unjudged:
+        tried = f"{len(golds)} gold answers, the empty answer and {constant!r:.50}"
+        failures = [f"the grader failed on all that was tried ({tried}): {empties[0].reason}"]
     report = SourceReport(
         domain=tasks[0].domain,
         drawn=n,
         distinct=len({prompt_key(task) for task in tasks}),
         without_gold=n - len(golds),
         gold_right=len(golds) - len(wrong),
-        failures=tuple(_failure(*case) for case in wrong[:MAX_FAILURES_SHOWN]),
-        empty_reward=_mean(grade([(task, "") for task in tasks])),
+        failures=tuple(failures),
+        unjudged=unjudged,
+        empty_reward=_mean(empties),
         constant=constant,
         constant_share=count / len(golds) if golds else 0.0,
-        constant_reward=_mean(grade([(task, constant) for task in tasks])),
+        constant_reward=_mean(constants),
         notes=tuple(source.notes()) if hasattr(source, "notes") else (),
     )
-    return replace(report, warnings=tuple(_warnings(report)))
+    lost = [*_ungraded("the empty answer", empties), *_ungraded(f"{constant!r:.50}", constants)]
+    report = replace(report, warnings=tuple(_warnings(report)))
+    return report if unjudged else replace(report, warnings=(*report.warnings, *lost))
 
 
 def check_domains(domains: Mapping[str, DomainConfig], n: int) -> dict[str, SourceReport]:
@@ -76,7 +95,10 @@ def check_domains(domains: Mapping[str, DomainConfig], n: int) -> dict[str, Sour
 
 
 def require_golds(sources: Mapping[str, Source], n: int, grade: GradeAll) -> None:
-    """Raises ValueError for a domain whose own answers do not score 1.0. What sources have to say goes to stderr."""
+    """Raises ValueError for a domain whose own answers do not score 1.0, or whose grader fails on everything.
+
+    What sources have to say goes to stderr.
+    """
     notes: set[str] = set()
     for name, source in sources.items():
         found = check_source(source, n, grade)
@@ -84,6 +106,11 @@ def require_golds(sources: Mapping[str, Source], n: int, grade: GradeAll) -> Non
             if note not in notes:
                 print(note, file=sys.stderr)
         notes.update(found.notes)
+        if found.unjudged:
+            raise ValueError(
+                f"domain {name!r}: {found.failures[0]}. A failed grading is no reward, so there is nothing to learn "
+                "from: mend the grader; it should return 0 for an answer that it cannot read (see `onepolicy tasks check`)"
+            )
         if not found.ok:
             raise ValueError(
                 f"domain {name!r}: gold answers do not score 1.0, so its rewards mean nothing: "
@@ -92,12 +119,24 @@ def require_golds(sources: Mapping[str, Source], n: int, grade: GradeAll) -> Non
 
 
 def _failure(task: Task, gold: Answer, verdict: Grade) -> str:
+    if verdict.failed:
+        return f"{task.id}: the grader failed on gold answer {gold!r:.100} ({verdict.reason})"
     reason = f" ({verdict.reason})" if verdict.reason else ""
     return f"{task.id}: gold answer {gold!r:.100} scores {verdict.reward:g}{reason}"
 
 
 def _mean(grades: Sequence[Grade]) -> float:
-    return sum(grade.reward for grade in grades) / len(grades)
+    """Of those that could be graded; 0.0 when none could."""
+    rewards = [grade.reward for grade in grades if not grade.failed]
+    return sum(rewards) / max(1, len(rewards))
+
+
+def _ungraded(answer: str, grades: Sequence[Grade]) -> list[str]:
+    """A warning when the grader failed on an answer to some of the tasks."""
+    failed = [grade for grade in grades if grade.failed]
+    if not failed:
+        return []
+    return [f"the grader failed on {answer} in {len(failed)} of {len(grades)} tasks: {failed[0].reason}"]
 
 
 def _warnings(report: SourceReport) -> list[str]:

@@ -101,7 +101,10 @@ class CodeSource:
         )
 
     def grade(self, task: Task, response: str) -> Grade:
-        """Raises GraderBug when the sandbox fails or the tests cannot be read: that is not the answer's fault."""
+        """Raises GraderBug when no sandbox starts or the tests cannot be read: that is not the answer's fault.
+
+        A sandbox that broke under the answer is a failed grading; a program over its limits has failed its tests.
+        """
         try:
             return self._grade(task, response)
         except (SandboxError, UnreadableTests) as error:
@@ -118,6 +121,8 @@ class CodeSource:
                 verdict = Verdict(False, 0, 1, f"not done after {self.options.total_limit_s:g} s")
             else:
                 verdict = self._verdict(program, check, replace(self.limits, wall_s=min(left, self.limits.wall_s)))
+            if verdict.broken:
+                return Grade(0.0, verdict.reason, failed=True)
             passed, total = passed + verdict.passed, total + verdict.total
             reason = reason or verdict.reason
             if not verdict.ok and not self.options.partial:
@@ -140,7 +145,7 @@ class CodeSource:
         reason = outcome.reason
         if outcome.status == "ok" and not same_output(outcome.stdout, check.stdout):
             reason = f"printed {outcome.stdout!r:.80} and not {check.stdout!r:.80}"
-        return Verdict(not reason, int(not reason), 1, reason)
+        return Verdict(not reason, int(not reason), 1, reason, outcome.status == "broken")
 
 
 def read_row(row: Row) -> tuple[dict[str, Any], str, str | None]:

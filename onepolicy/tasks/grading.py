@@ -7,8 +7,9 @@
 
 A sample whose domain is an Environment has taken a turn of an episode: while that goes on, it gets no reward but the
 environment's answer, in its `history`; write its next turn and submit it again. Episodes live in the process too.
-A bad answer is data: one that makes its grader raise, hang, crash or devour memory gets reward 0 and a reason, and the
-rest of the batch is graded as if nothing had happened. A reward outside [0, 1] is the grader's fault and an error.
+A bad answer is data: one that makes its grader raise, hang, crash or devour memory gets Grade(0.0, reason, failed=True),
+and the rest of the batch is graded as if nothing had happened. Failed means not judged: nothing is learnt from it, and
+no score counts it. A reward outside [0, 1] is the grader's fault and an error.
 What this is not: a sandbox. Graders here may read files and open connections; for code written by a model there is
 `onepolicy.sandbox`, which the graders of such domains use.
 """
@@ -96,7 +97,7 @@ class Grader:
             for sample, reply in zip(samples, future.result(), strict=True):
                 if isinstance(reply, Grade):
                     sample.reward, sample.reason = reply.reward, reply.reason
-                    sample.turn_rewards = reply.turn_rewards
+                    sample.turn_rewards, sample.grader_failed = reply.turn_rewards, reply.failed
                 else:
                     sample.history = (*sample.history, said(sample.response), *reply.messages)
                     sample.response = ""
@@ -212,7 +213,7 @@ class _Worker:
             failure = self._converse(batch[len(grades) :], grades)
             if failure is not None:
                 self.kill()
-                grades.append(Grade(0.0, failure))
+                grades.append(Grade(0.0, failure, failed=True))
         return grades
 
     def start(self) -> None:
@@ -298,7 +299,8 @@ class _Worker:
 def _reply(verdict: Mapping[str, Any]) -> Reply:
     if "messages" in verdict:
         return Observation(tuple(verdict["messages"]))
-    return Grade(verdict["reward"], verdict["reason"], tuple(verdict.get("turn_rewards", ())))
+    turn_rewards, failed = tuple(verdict.get("turn_rewards", ())), bool(verdict.get("failed"))
+    return Grade(verdict["reward"], verdict["reason"], turn_rewards, failed)
 
 
 class _Lines:

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from onepolicy.config import Strict, did_you_mean
+from onepolicy.rewards import is_correct
 from onepolicy.tasks.base import SourceOptions, seeded, user_message, with_one_wrong
 from onepolicy.types import Grade, Task
 
@@ -151,7 +152,8 @@ class ReasoningGymSource:
         if not _may_be_evaluated(task.metadata["name"], answer):
             return Grade(0.0, "no plain list or formula, and the grader would evaluate it")
         score = float(self._graders[task.metadata["part"]].score_answer(answer, task.metadata["entry"]))
-        return Grade(0.0, f"partial credit {score:g}") if self.options.binary and score < 1 else Grade(score)
+        partial = self.options.binary and not is_correct(score)
+        return Grade(0.0, f"partial credit {score:g}") if partial else Grade(score)
 
     def gold(self, task: Task) -> str | None:
         if task.reference is None or not _may_be_evaluated(task.metadata["name"], str(task.reference)):

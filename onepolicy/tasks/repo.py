@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from onepolicy import sandbox
-from onepolicy.sandbox import Limits, UnitTests
+from onepolicy.sandbox import Limits, SandboxError, UnitTests
 from onepolicy.tasks.base import seeded, with_one_wrong
 from onepolicy.tasks.repo_parts import MODULES, Function
 from onepolicy.tasks.tools import MAX_CALLS, Tool, ToolEpisode, ToolError, ToolOptions
@@ -226,10 +226,13 @@ def tools_for(files: Files) -> dict[str, Tool]:
 def judged(files: Mapping[str, str], checks: Sequence[Assertion]) -> tuple[bool, str]:
     """Whether all assertions hold of what the modules define, and a report.
 
-    The only place that runs what the policy wrote: in the sandbox. Raises SandboxError when that does not work.
+    The only place that runs what the policy wrote: in the sandbox. Raises SandboxError when that does not work, or
+    does not survive it: the episode is then not judged.
     """
     tests = UnitTests(tuple(map(str, checks)), names=tuple(sorted({one.function for one in checks})))
     verdict = sandbox.shared().test(program(files, checks), tests, keep_going=True, limits=LIMITS)
+    if verdict.broken:
+        raise SandboxError(verdict.reason)
     if verdict.ok:
         return True, f"{verdict.passed} of {verdict.total} tests passed"
     return False, f"{verdict.passed} of {verdict.total} tests passed\nfirst failure: {verdict.reason}"

@@ -103,19 +103,24 @@ def _awaited(
 
 
 def _verdict(source: Source, item: Item, episodes: Episodes) -> dict[str, Any]:
-    """The reply to one item; `bug` when the grader is at fault, `fatal` when this process must not go on."""
+    """The reply to one item; `bug` when a reward is invalid, `failed` when there is none, `fatal` to end this process."""
     try:
         answer = _answer(source, item, episodes)
     except GraderBug as error:
         return {"reward": 0.0, "bug": str(error)}
     except MemoryError:
-        return {"reward": 0.0, "reason": "grader ran out of memory", "fatal": True}
+        return {"reward": 0.0, "reason": "grader ran out of memory", "failed": True, "fatal": True}
     except Exception as error:  # untrusted input: a bad answer is data, not a crash
         reason = f"grader raised {type(error).__name__}: {error}".removesuffix(": ")
-        return {"reward": 0.0, "reason": valid(reason, MAX_REASON)}
+        return {"reward": 0.0, "reason": valid(reason, MAX_REASON), "failed": True}
     if isinstance(answer, Observation):
         return {"messages": answer.messages}
-    return {"reward": answer.reward, "reason": valid(answer.reason, MAX_REASON), "turn_rewards": answer.turn_rewards}
+    return {
+        "reward": answer.reward,
+        "reason": valid(answer.reason, MAX_REASON),
+        "turn_rewards": answer.turn_rewards,
+        "failed": answer.failed,
+    }
 
 
 def _answer(source: Source, item: Item, episodes: Episodes) -> Observation | Grade:

@@ -210,10 +210,11 @@ class Talk:
 
 
 def graded(episode: vf.Episode, options: VerifiersOptions) -> Grade:
-    """The run's reward on our scale; 0 for one that has failed. Raises GraderBug for a reward outside of low..high."""
+    """The run's reward on our scale; a run that has failed is not judged. Raises GraderBug outside of low..high."""
     errors = [*episode.errors, *(error for trace in episode.traces for error in trace.errors)]
     if not episode.ok or not episode.traces:
-        return Grade(0.0, f"{errors[-1].type}: {errors[-1].message}" if errors else "the environment has failed")
+        reason = f"{errors[-1].type}: {errors[-1].message}" if errors else "the environment has failed"
+        return Grade(0.0, reason, failed=True)
     trace = episode.traces[-1]
     parts = [f"{name} {reward.value:g}" for name, reward in trace.rewards.items() if reward is not None]
     if not options.low <= trace.reward <= options.high:
