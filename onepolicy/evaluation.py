@@ -1,4 +1,4 @@
-"""How good a policy is, with how much doubt: avg@n, pass@k, the normalised score of MOPD, bootstrap intervals.
+"""How good a policy is, with how much doubt: avg@n, pass@k, bootstrap intervals (normalised scores: normalised.py).
 
 Intervals resample the *questions*: they say what another draw of evaluation questions would change. They do not cover
 training seeds; for that, train again. Rollouts of one question are kept together, so their noise is counted too.
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onepolicy.rewards import is_correct
 from onepolicy.types import Array, Message, Sample, Task
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 LEVEL = 0.95
-
-
-class NoGainError(ValueError):
-    """The teacher is not better than its origin, so there is nothing for a student to recover."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,11 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One evaluation question: what was asked, how its n rollouts fared, and the first rollout's text."""
+    """One evaluation question: what was asked, how its n rollouts fared, and the first rollout's text.
+
+    `failed_G` marks rollouts without a reward (the grader or the engine failed; the 0.0 in `rewards_G` means nothing);
+    empty when there is none, as in nearly every question.
+    """
 
     id: str
     prompt: str
@@ -49,33 +50,67 @@ class Question:
     finishes_G: tuple[str, ...]
     response: str
     reason: str
+    failed_G: tuple[bool, ...] = ()
+
+    @property
+    def graded(self) -> tuple[float, ...]:
+        """The rewards of the rollouts that have one."""
+        failed_G = self.failed_G or (False,) * len(self.rewards_G)
+        return tuple(reward for reward, failed in zip(self.rewards_G, failed_G, strict=True) if not failed)
 
 
 @dataclass(frozen=True, slots=True)
 class DomainScore:
-    """The questions of one domain, each answered n times."""
+    """The questions of one domain, each answered n times. At least one answer has a reward, see `evaluate`.
+
+    Scores are over the answers that have a reward; a question without any is in none of them.
+    """
 
     domain: str
     questions: tuple[Question, ...]
 
     @property
     def rewards_QG(self) -> Array:
+        """As they were graded, the 0.0 of failed gradings and errors among them."""
         return np.array([question.rewards_G for question in self.questions], dtype=np.float64)
 
     @property
-    def mean(self) -> float:
-        """avg@n: the mean reward over questions and rollouts."""
-        return float(self.rewards_QG.mean())
+    def means_Q(self) -> Array:
+        """The mean reward of each question that has one, in order."""
+        return np.array([np.mean(question.graded) for question in self.questions if question.graded])
 
-    def pass_at(self, k: int) -> float:
-        """Mean over questions of pass@k; a rollout passes when its reward is 1."""
-        rewards_QG = self.rewards_QG
-        n = rewards_QG.shape[1]
-        return float(np.mean([pass_at_k(n, int((rewards_G >= 1).sum()), k) for rewards_G in rewards_QG]))
+    @property
+    def mean(self) -> float:
+        """avg@n: the mean over questions of the mean reward of their rollouts."""
+        return float(self.means_Q.mean())
+
+    def pass_at(self, k: int) -> float | None:
+        """Mean over questions of pass@k; a rollout passes when its reward is 1. None: no question has k rewards.
+
+        Raises ValueError unless 1 <= k <= n.
+        """
+        pass_at_k(len(self.questions[0].rewards_G), 0, k)  # refuses a k that no question could have
+        enough = [question.graded for question in self.questions if len(question.graded) >= k]
+        rates = [pass_at_k(len(rewards), sum(map(is_correct, rewards)), k) for rewards in enough]
+        return float(np.mean(rates)) if rates else None
+
+    @property
+    def grader_failed(self) -> int:
+        """How many answers the grader failed on."""
+        return sum(
+            failed and finish != "error"
+            for question in self.questions
+            for failed, finish in zip(question.failed_G, question.finishes_G, strict=False)  # failed_G may be empty
+        )
+
+    @property
+    def unscored(self) -> list[str]:
+        """The ids of the questions none of whose answers has a reward."""
+        return [question.id for question in self.questions if not question.graded]
 
     def interval(self, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
         """avg@n with its interval. A domain whose every answer fares the same gets an interval of width 0."""
-        means_Q = self.rewards_QG.mean(axis=1)
+        means_Q = self.means_Q
         indices_BQ = resampled(len(means_Q), resamples, np.random.default_rng(seed))
         return Estimate(self.mean, *percentile_interval(means_Q[indices_BQ].mean(axis=1)))
 
@@ -100,20 +135,40 @@ class DomainScore:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Every domain's score under one setting. `samples` stay in memory; JSON keeps one answer per question."""
+    """Every domain's score under one setting. `samples` stay in memory; JSON keeps one answer per question.
+
+    `too_long` counts the held-out prompts of a domain that could not be asked and are in no score.
+    """
 
     domains: dict[str, DomainScore]
     n: int
     temperature: float
     seed: int
+    too_long: dict[str, int] = field(default_factory=dict)
     samples: tuple[Sample, ...] = field(default=(), compare=False, repr=False)
 
     def means(self) -> dict[str, float]:
         return {domain: score.mean for domain, score in self.domains.items()}
 
+    def remarks(self) -> list[str]:
+        """What is missing in the scores, a line for each fact; empty when every question was asked and graded."""
+        lines = []
+        for domain, score in self.domains.items():
+            answers = len(score.questions) * self.n
+            if score.grader_failed:
+                lines.append(f"{domain}: the grader failed on {score.grader_failed} of {answers} answers, left out")
+            if score.failed:
+                lines.append(f"{domain}: {round(score.failed * answers)} of {answers} answers ended in an error, left out")
+            if missing := score.unscored:
+                lines.append(f"{domain}: {len(missing)} questions have no score: {_some(missing)}")
+        for domain, count in self.too_long.items():
+            lines.append(f"{domain}: {count} held-out prompts could not be asked and are in no score")
+        return lines
+
     def to_json(self) -> str:
         domains = {d: [asdict(question) for question in score.questions] for d, score in self.domains.items()}
         data = {"n": self.n, "temperature": self.temperature, "seed": self.seed, "domains": domains}
+        data |= {"too_long": self.too_long} if self.too_long else {}
         return json.dumps(data, indent=1, allow_nan=False)
 
     @classmethod
@@ -121,7 +176,8 @@ class Evaluation:
         try:
             data = json.loads(text)
             domains = {d: DomainScore(d, tuple(map(_question, rows))) for d, rows in data["domains"].items()}
-            return cls(domains, n=data["n"], temperature=data["temperature"], seed=data["seed"])
+            too_long = data.get("too_long", {})
+            return cls(domains, n=data["n"], temperature=data["temperature"], seed=data["seed"], too_long=too_long)
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"this is no evaluation as onepolicy writes it: {error!r}") from None
 
@@ -139,7 +195,10 @@ def evaluate(
     sampling: Sampling,
     seed: int,
 ) -> Evaluation:
-    """Answer every task n times, let `grade` fill in the rewards, and sum up per domain, in the order of `tasks`."""
+    """Answer every task n times, let `grade` fill in the rewards, and sum up per domain, in the order of `tasks`.
+
+    Raises ValueError, with the reason, when no answer of a domain has a reward: it has no score then.
+    """
     if not tasks or n < 1:
         raise ValueError(f"nothing to evaluate: {len(tasks)} tasks, n = {n}")
     samples = sorted(engine.generate(tasks, n, sampling, seed=seed), key=lambda sample: (sample.group, sample.index))
@@ -152,6 +211,12 @@ def evaluate(
         rollouts = samples[group * n : (group + 1) * n]
         questions.setdefault(task.domain, []).append(_summarise(task, rollouts))
     scores = {domain: DomainScore(domain, tuple(rows)) for domain, rows in questions.items()}
+    for domain, score in scores.items():
+        if not any(question.graded for question in score.questions):
+            raise ValueError(
+                f"domain {domain!r}: none of {len(score.questions) * n} answers to its held-out questions has a reward, "
+                f"so it has no score: {score.questions[0].reason}"
+            )
     return Evaluation(scores, n=n, temperature=sampling.temperature, seed=seed, samples=tuple(samples))
 
 
@@ -171,7 +236,12 @@ def _summarise(task: Task, rollouts: Sequence[Sample]) -> Question:
         finishes_G=tuple(sample.finish for sample in rollouts),
         response=transcript(rollouts[0]),
         reason=rollouts[0].reason,
+        failed_G=() if all(sample.is_graded for sample in rollouts) else tuple(not s.is_graded for s in rollouts),
     )
+
+
+def _some(names: Sequence[str], shown: int = 3) -> str:
+    return ", ".join(names[:shown]) + (" …" if len(names) > shown else "")
 
 
 def prompt_text(task: Task) -> str:
@@ -218,114 +288,3 @@ def percentile_interval(values_B: Array, level: float = LEVEL) -> tuple[float, f
     low = np.nanquantile(values_B, tail, method="lower")
     high = np.nanquantile(values_B, 1 - tail, method="higher")
     return float(low), float(high)
-
-
-def normalised_score(student: float, origin: float, teacher: float) -> float:
-    """Share of the teacher's gain that the student has: (s - s_SFT) / (s_teacher - s_SFT), MOPD's metric.
-
-    0 is the origin, 1 the teacher. Raises NoGainError when the teacher does not beat its origin.
-    """
-    gain = teacher - origin
-    if not gain > 0:
-        raise NoGainError(f"the teacher scores {teacher:.4g} and its origin {origin:.4g}: no gain to recover")
-    return (student - origin) / gain
-
-
-def norm_and_range(scores: Iterable[float]) -> tuple[float, float]:
-    """Norm, the plain mean of the normalised scores over domains, and their range, max - min."""
-    values = list(scores)
-    return math.fsum(values) / len(values), max(values) - min(values)
-
-
-@dataclass(frozen=True, slots=True)
-class Normalised:
-    """Normalised scores by domain. `excluded` says why a domain has none; then Norm and range are None."""
-
-    domains: dict[str, Estimate]
-    excluded: dict[str, str]
-    norm: Estimate | None
-    range: Estimate | None
-
-
-def normalise(
-    student: Evaluation,
-    origin: Evaluation,
-    teachers: Mapping[str, Evaluation],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Normalised:
-    """Normalised score of each domain in `teachers`, Norm and range, with paired bootstrap intervals.
-
-    One draw of questions serves student, origin and teacher alike, since they answered the same ones. A domain is
-    excluded when its teacher gained nothing, or when the 95% interval of its gain reaches 0. A draw in which the
-    teacher gains nothing counts as ±inf, so it widens the interval. Careful: the range is never negative, so its
-    interval leans upwards and may lie above the value itself.
-    """
-    values: dict[str, float] = {}
-    draws: dict[str, Array] = {}
-    excluded: dict[str, str] = {}
-    for number, (domain, teacher) in enumerate(teachers.items()):
-        scores_3Q = _paired_scores(domain, student, origin, teacher)
-        indices_BQ = resampled(scores_3Q.shape[1], resamples, np.random.default_rng((seed, number)))
-        try:
-            values[domain], draws[domain] = recovered(scores_3Q.mean(axis=1), scores_3Q[:, indices_BQ].mean(axis=2))
-        except NoGainError as error:
-            excluded[domain] = str(error)
-    return summed_up(values, draws, excluded)
-
-
-def summed_up(values: Mapping[str, float], draws: Mapping[str, Array], excluded: Mapping[str, str]) -> Normalised:
-    """Norm and range of normalised scores and of their bootstrap draws, which are paired across domains."""
-    domains = {domain: Estimate(value, *percentile_interval(draws[domain])) for domain, value in values.items()}
-    if excluded or not values:
-        return Normalised(domains, dict(excluded), None, None)
-    norm, spread = norm_and_range(values.values())
-    draws_DB = np.stack(list(draws.values()))
-    with np.errstate(invalid="ignore"):  # opposite infinities make a nan, which the interval leaves out
-        norm_B, range_B = draws_DB.mean(axis=0), np.ptp(draws_DB, axis=0)
-    return Normalised(
-        domains,
-        dict(excluded),
-        Estimate(norm, *percentile_interval(norm_B)),
-        Estimate(spread, *percentile_interval(range_B)),
-    )
-
-
-def _paired_scores(domain: str, student: Evaluation, origin: Evaluation, teacher: Evaluation) -> Array:
-    """Mean reward per question, axes [student/origin/teacher, Q], after checking that they answered the same ones."""
-    roles = {"student": student, "origin": origin, "teacher": teacher}
-    for role, evaluation in roles.items():
-        if domain not in evaluation.domains:
-            raise ValueError(f"the {role} has no evaluation of {domain!r}, only of {sorted(evaluation.domains)}")
-        if evaluation.temperature != student.temperature:
-            raise ValueError(
-                f"the {role} was evaluated at temperature {evaluation.temperature} and the student at "
-                f"{student.temperature}: evaluate both at one temperature"
-            )
-        ids, expected = ([q.id for q in e.domains[domain].questions] for e in (evaluation, student))
-        if ids != expected:
-            raise ValueError(
-                f"domain {domain!r}: the {role} answered other questions ({len(ids)}) than the student "
-                f"({len(expected)}): evaluate both on the same tasks"
-            )
-    return np.stack([evaluation.domains[domain].rewards_QG.mean(axis=1) for evaluation in roles.values()])
-
-
-def recovered(scores_3: Array, scores_3B: Array) -> tuple[float, Array]:
-    """The normalised score and its draws, from those of student, origin and teacher, in this order.
-
-    Raises NoGainError when the teacher's gain is 0 or within its noise.
-    """
-    student, origin, teacher = (float(score) for score in scores_3)
-    value = normalised_score(student, origin, teacher)
-    student_B, origin_B, teacher_B = scores_3B
-    gain_B, change_B = teacher_B - origin_B, student_B - origin_B
-    low, high = percentile_interval(gain_B)
-    if low <= 0:
-        raise NoGainError(
-            f"the teacher scores {teacher:.4g} and its origin {origin:.4g}, but the 95% interval of that gain, "
-            f"[{low:.4g}, {high:.4g}], reaches 0"
-        )
-    gained_B = gain_B > 0
-    return value, np.where(gained_B, change_B / np.where(gained_B, gain_B, 1.0), np.copysign(np.inf, change_B))

@@ -13,16 +13,13 @@ from onepolicy.engines.base import Sampling
 from onepolicy.evaluation import (
     DomainScore,
     Evaluation,
-    NoGainError,
     Question,
     evaluate,
-    norm_and_range,
-    normalise,
-    normalised_score,
     pass_at_k,
     percentile_interval,
     prompt_text,
 )
+from onepolicy.normalised import NoGainError, norm_and_range, normalise, normalised_score
 from onepolicy.types import Sample, Task
 
 

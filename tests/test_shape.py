@@ -23,8 +23,8 @@ MAX_LINES, MAX_FUNCTION, MAX_FIELDS = 400, 60, 12
 LAYERS: list[set[str]] = [
     {"types"},
     {"config", "progress", "merging", "sandbox", "rewards"},
-    {"tasks", "objectives", "tiny", "meter", "evaluation"},
-    {"runfolder", "engines"},
+    {"tasks", "objectives", "tiny", "meter", "evaluation", "failures"},
+    {"runfolder", "engines", "normalised"},
     {"models", "diagnostics", "written", "jobs"},
     {"teachers", "learner"},
     {"rollout", "preflight", "policy", "balancing", "annealing", "mergefiles"},

@@ -16,6 +16,7 @@ from onepolicy.report.page import Answer, Comparison, Page, Section, write
 from onepolicy.report.plots import Figure, Line, Panel
 from onepolicy.report.study_page import study_report
 from onepolicy.report.tables import Table
+from onepolicy.rewards import is_correct
 
 BEHAVIOUR = {
     "reward": "reward (0 to 1)",
@@ -25,6 +26,7 @@ BEHAVIOUR = {
 }
 BUDGET = {
     "truncated": "truncated (share of responses)",
+    "grader_failed": "not graded (share of responses)",
     "token_share": "share of trained tokens",
     "budget": "share of the update's budget",
     "signal": "mean |signal| (nats per token)",
@@ -230,7 +232,13 @@ def _text(value: Any) -> str:
 
 def _answer(who: str, question: Question) -> Answer:
     finish = "" if question.finishes_G[0] == "stop" else f"finish: {question.finishes_G[0]}"
-    return Answer(who, question.response, question.rewards_G[0], ", ".join(filter(None, (question.reason, finish))))
+    note = ", ".join(filter(None, (question.reason, finish)))
+    return Answer(who, question.response, None if _first_failed(question) else question.rewards_G[0], note)
+
+
+def _first_failed(question: Question) -> bool:
+    """Whether the answer that is shown has no reward."""
+    return bool(question.failed_G) and question.failed_G[0]
 
 
 def _side_by_side(pipeline: PipelineFolder) -> list[Comparison]:
@@ -239,8 +247,9 @@ def _side_by_side(pipeline: PipelineFolder) -> list[Comparison]:
     for domain, expert in pipeline.experts.items():
         evaluations = [evaluation_of(run) for run in (pipeline.origin, expert, pipeline.student)]
         asked = list(zip(*(evaluation.domains[domain].questions for evaluation in evaluations), strict=True))
-        gained = [q for q in asked if q[2].rewards_G[0] > q[0].rewards_G[0]]
-        failed = [q for q in asked if q[2].rewards_G[0] < 1]
+        graded = [q for q in asked if not any(map(_first_failed, q))]
+        gained = [q for q in graded if q[2].rewards_G[0] > q[0].rewards_G[0]]
+        failed = [q for q in graded if not is_correct(q[2].rewards_G[0])]
         kept = [*gained[:1], *[q for q in failed if q not in gained[:1]][:1]] or asked[:1]
         for questions in kept:
             answers = tuple(map(_answer, ("origin", "expert", "student"), questions))

@@ -14,16 +14,8 @@ from functools import cache
 
 import numpy as np
 
-from onepolicy.evaluation import (
-    RESAMPLES,
-    Estimate,
-    Evaluation,
-    NoGainError,
-    Normalised,
-    percentile_interval,
-    recovered,
-    summed_up,
-)
+from onepolicy.evaluation import RESAMPLES, Estimate, Evaluation, percentile_interval
+from onepolicy.normalised import NoGainError, Normalised, recovered, summed_up
 from onepolicy.report.study import StudyFolder, final, means_SQ, points
 from onepolicy.types import Array
 

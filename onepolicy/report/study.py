@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onepolicy.evaluation import Evaluation
+from onepolicy.normalised import paired_means
 from onepolicy.report.folders import RunFolder, eval_step, evaluation_of
 from onepolicy.types import Array
 from onepolicy.written import seconds_in
@@ -102,11 +103,14 @@ def _is_done(run: Path) -> bool:
 
 
 def means_SQ(evaluations: list[Evaluation], domain: str) -> Array:
-    """Mean reward per question, a row per seed. Raises ValueError unless all answered the same questions."""
+    """Mean reward per question, a row per seed; without those that a run has no reward for.
+
+    Raises ValueError unless all answered the same questions.
+    """
     asked = [[question.id for question in evaluation.domains[domain].questions] for evaluation in evaluations]
     if any(ids != asked[0] for ids in asked):
         raise ValueError(f"domain {domain!r}: not all runs answered the same questions: evaluate all on the same tasks")
-    return np.stack([evaluation.domains[domain].rewards_QG.mean(axis=1) for evaluation in evaluations])
+    return paired_means(evaluations, domain)
 
 
 def final(runs: list[RunFolder]) -> list[Evaluation]:

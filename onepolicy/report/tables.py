@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from onepolicy.evaluation import Estimate, Evaluation, Normalised, normalise
+from onepolicy.evaluation import Estimate, Evaluation
+from onepolicy.normalised import Normalised, normalise
 from onepolicy.report.folders import PipelineFolder, RunFolder, evaluation_of
 
 NONE = "-"
@@ -58,14 +59,12 @@ def evaluation_table(label: str, evaluation: Evaluation) -> Table:
     passes = [n] if n > 1 else []
     rows = [
         [domain, str(len(score.questions)), percent_interval(score.interval())]
-        + [percent(score.pass_at(k)) for k in passes]
+        + [NONE if (rate := score.pass_at(k)) is None else percent(rate) for k in passes]
         + [f"{score.mean_length:.1f}", percent(score.truncated)]
         for domain, score in evaluation.domains.items()
     ]
     columns = ["domain", "questions", f"avg@{n} (%)", *(f"pass@{k} (%)" for k in passes), "length (tokens)"]
-    note = setting(evaluation)
-    if failed := {domain: score.failed for domain, score in evaluation.domains.items() if score.failed}:
-        note += " Answers that ended in an error: " + ", ".join(f"{d} {percent(v)}%" for d, v in failed.items()) + "."
+    note = " ".join([setting(evaluation), *(f"{remark}." for remark in evaluation.remarks())])
     return Table(f"Evaluation ({label})", [*columns, "truncated (%)"], rows, note)
 
 
