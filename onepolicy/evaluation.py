@@ -158,7 +158,9 @@ class Evaluation:
             if score.grader_failed:
                 lines.append(f"{domain}: the grader failed on {score.grader_failed} of {answers} answers, left out")
             if score.failed:
-                lines.append(f"{domain}: {round(score.failed * answers)} of {answers} answers ended in an error, left out")
+                lines.append(
+                    f"{domain}: {round(score.failed * answers)} of {answers} answers ended in an error, left out"
+                )
             if missing := score.unscored:
                 lines.append(f"{domain}: {len(missing)} questions have no score: {_some(missing)}")
         for domain, count in self.too_long.items():
@@ -194,10 +196,12 @@ def evaluate(
     n: int,
     sampling: Sampling,
     seed: int,
+    too_long: Mapping[str, int] | None = None,
 ) -> Evaluation:
     """Answer every task n times, let `grade` fill in the rewards, and sum up per domain, in the order of `tasks`.
 
-    Raises ValueError, with the reason, when no answer of a domain has a reward: it has no score then.
+    `too_long` counts held-out prompts that are not among them. Raises ValueError, with the reason, when no answer of a
+    domain has a reward: it has no score then.
     """
     if not tasks or n < 1:
         raise ValueError(f"nothing to evaluate: {len(tasks)} tasks, n = {n}")
@@ -214,10 +218,10 @@ def evaluate(
     for domain, score in scores.items():
         if not any(question.graded for question in score.questions):
             raise ValueError(
-                f"domain {domain!r}: none of {len(score.questions) * n} answers to its held-out questions has a reward, "
-                f"so it has no score: {score.questions[0].reason}"
+                f"domain {domain!r}: none of {len(score.questions) * n} answers to held-out questions has a reward, so "
+                f"it has no score: {score.questions[0].reason}"
             )
-    return Evaluation(scores, n=n, temperature=sampling.temperature, seed=seed, samples=tuple(samples))
+    return Evaluation(scores, n, sampling.temperature, seed, dict(too_long or {}), tuple(samples))
 
 
 def _summarise(task: Task, rollouts: Sequence[Sample]) -> Question:

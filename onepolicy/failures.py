@@ -61,7 +61,7 @@ class Failures:
             if self._since[domain] >= MIN_ANSWERS:
                 raise ValueError(
                     f"domain {domain!r}: none of the last {self._since[domain]} answers has a reward: "
-                    f"{self._told(domain, counts)}. Put that right, and the same command goes on from the last checkpoint"
+                    f"{self._told(domain, counts)}. Fix that, and the same command resumes from the last checkpoint"
                 )
 
     def summary(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The normalised score of MOPD: how much of an expert's gain a student has, with paired bootstrap intervals. No torch."""
+"""The normalised score of MOPD: the fraction of an expert's gain that a student has, with paired bootstrap intervals."""
 
 from __future__ import annotations
 

@@ -93,15 +93,18 @@ def check_identity(
 def probe(session: Session, prompts: int, n: int = 1) -> list[Sample]:
     """The policy's answers to some held-out prompts of every domain that is drawn from, n to each.
 
-    Raises ValueError when it writes nothing at all in a domain.
+    Raises ValueError, with the reason, when no answer in a domain has a reward: the engine or the grader fails there.
     """
     domains = list(session.mixture.shares)
     tasks = [task for domain in domains for task in session.mixture.eval_tasks[domain][:prompts]]
-    samples = [sample for sample in session.rollout(tasks, n, 0, draw=99) if sample.length]
+    samples = session.rollout(tasks, n, 0, draw=99)
     for domain in domains:
-        if not any(sample.task.domain == domain for sample in samples):
-            raise ValueError(f"the student wrote nothing at all in domain {domain!r}: check its chat template")
-    return samples
+        mine = [sample for sample in samples if sample.task.domain == domain]
+        if not any(sample.is_graded for sample in mine):
+            raise ValueError(
+                f"domain {domain!r}: none of {len(mine)} answers of the starting model has a reward: {mine[0].reason}"
+            )
+    return [sample for sample in samples if sample.length]
 
 
 def check_teachers(

@@ -68,9 +68,9 @@ def groups_of(samples: Sequence[Sample]) -> list[list[Sample]]:
 def annotate_advantages(samples: Sequence[Sample], kind: AdvantageKind, turn_weight: float = 0.0) -> None:
     """Give every sample its outcome advantage: one number per group's reward, the same for all its tokens.
 
-    With a `turn_weight`, plus that times the advantages by turn, where the environment rewards turns. A group's baseline
-    is of its graded samples alone. The others get advantage 0 and lose their weight of the outcome term, so that they do
-    not count in its mean either; weights are given before.
+    With a `turn_weight`, plus that times the advantages by turn, where the environment rewards turns. The baseline of a
+    group is of its graded samples alone. The others get advantage 0 and `weights.pg` 0, so that they do not count in the
+    mean of the loss either. So set weights before.
     """
     for group in groups_of(samples):
         graded = [sample for sample in group if _is_graded(sample)]
@@ -87,7 +87,7 @@ def annotate_advantages(samples: Sequence[Sample], kind: AdvantageKind, turn_wei
 
 
 def drop_errors(samples: Sequence[Sample]) -> None:
-    """Take all weights from samples that the engine has failed on; weights are given before."""
+    """Set all weights to 0 where the engine has failed. So set weights before."""
     for sample in samples:
         if sample.finish == "error":
             sample.weights = Weights()

@@ -6,6 +6,7 @@ A recipe opens a Session, iterates `steps()`, and shows what is its own: draw, r
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,18 +20,22 @@ import torch
 
 from onepolicy.config import LossConfig, ModelConfig, RunConfig
 from onepolicy.engines.base import Engine, Sampling
+from onepolicy.engines.room import Room
 from onepolicy.evaluation import Evaluation, evaluate, prompt_text, transcript
+from onepolicy.failures import Failures
 from onepolicy.learner import Learner
 from onepolicy.models import pick_device
 from onepolicy.policy import Policy
 from onepolicy.preflight import check_identity
 from onepolicy.progress import hush_transformers, progress
-from onepolicy.rollout import play_on, rollout
+from onepolicy.rewards import graded_rewards
+from onepolicy.rollout import play_on, rollout, submit
 from onepolicy.runfolder import RunFolder, write_atomic
 from onepolicy.tasks import check_options
 from onepolicy.tasks.check import require_golds
 from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import Mixture
+from onepolicy.tasks.screen import Screen
 from onepolicy.teachers import Routed, Shelf, open_teachers
 from onepolicy.types import Sample, Task
 
@@ -78,12 +83,28 @@ class Session:
         rollout = config.rollout
         noise = getattr(rollout, "engine_noise", 0.0)
         self.sampling = Sampling(rollout.temperature, max_new_tokens=rollout.max_new_tokens, limits=limits, noise=noise)
+        # what the model can take of these tasks
+        room = Room(self.policy.renderer, self.policy.engine.context, self.sampling)
+        room.require(list(config.domains))
+        self.screen = self._screen(room)
+        self.mixture.restrict(self.screen, looks_ahead=True)
         # what a checkpoint remembers besides the learners
-        self.remembered: dict[str, Stateful] = {"mixture": self.mixture}
+        self.failures = Failures()
+        self.remembered: dict[str, Stateful] = {"mixture": self.mixture, "failures": self.failures}
         self.identities: dict[str, Any] = {}
         self.totals = {"sequences": 0, "tokens": 0, "seconds": 0.0}
         self._written = np.zeros(2, dtype=np.int64)  # sequences and tokens of this step, also those that it rejects
         self._show: Callable[[int, Mapping[str, float]], None] = lambda step, row: None
+
+    def _screen(self, room: Room) -> Screen:
+        """Judges prompts or, where the run trains on them, demonstrations."""
+
+        def demonstration_fault(task: Task) -> str:
+            chat = self.mixture.demonstrated(task)
+            return "" if chat is None else room.demonstration_fault(task, chat)
+
+        trained = demonstration_fault if self.config.demonstrated else room.prompt_fault
+        return Screen(room.prompt_fault, self.config.too_long, trained)
 
     def __enter__(self) -> Self:
         return self
@@ -128,6 +149,7 @@ class Session:
         for step in range(start, config.steps):
             torch.manual_seed(stream("step", config.seed, step))  # router noise, say: the same after a resume
             self._written[:] = 0
+            self.failures.begin()
             yield step
             done = step + 1
             if self.is_evaluated(done):
@@ -150,12 +172,14 @@ class Session:
         version = policy.learner.version
         samples = rollout(policy.engine, self.grader, tasks, n, self.sampling, seed=seed, version=version)
         self._written += spent(samples)
+        self.failures.observe(samples)
         return samples
 
     def log(self, step: int, samples: Sequence[Sample], metrics: Mapping[str, float]) -> None:
         """One row of metrics.jsonl, some answers to read, the progress bar.
 
-        Counted is all that the step wrote or, where it imitates, what it was shown.
+        Counted is all that the step wrote or, where it imitates, what it was shown. Raises ValueError, once that is
+        logged, when no answer of the step in some domain has a reward.
         """
         sequences, tokens = self._written if self._written.any() else spent(samples)
         self.totals["sequences"] += int(sequences)
@@ -168,12 +192,16 @@ class Session:
             "tokens": self.totals["tokens"],
             **metrics,
             **per_domain(samples),
+            **self.failures.row(),
+            **{f"too_long/{domain}": count for domain, count in self.screen.dropped.items()},
         }
+        self.screen.dropped.clear()
         self.folder.append("metrics.jsonl", row)
         self._show(step + 1, row)
         if step % SAMPLES_EVERY == 0:
             for sample in {sample.task.domain: sample for sample in samples}.values():
                 self.folder.append("samples.jsonl", readable(sample, step + 1))
+        self.failures.require_some()
 
     def evaluate(self, label: str, policy: Policy | None = None, folder: Path | None = None) -> Evaluation:
         """avg@n on the held-out tasks of every domain, kept as eval/LABEL.json; the same random stream every time.
@@ -185,7 +213,10 @@ class Session:
         sampling = replace(self.sampling, temperature=config.temperature, noise=0.0)
         folder = folder or self.folder.path
         engine = (policy or self.policy).engine
-        result = evaluate(engine, tasks, partial(graded, engine, self.grader, sampling), config.n, sampling, EVAL_SEED)
+        grade = partial(graded, engine, self.grader, sampling)
+        result = evaluate(engine, tasks, grade, config.n, sampling, EVAL_SEED, self.mixture.too_long)
+        for remark in result.remarks():
+            print(f"warning: evaluation {label}: {remark}", file=sys.stderr)
         (folder / "eval").mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "eval" / f"{label}.json", result.to_json())
         return result
@@ -197,6 +228,8 @@ class Session:
             result.learner.save(self.folder.model, model_card(self.config))
             if self.config.eval.at_end:
                 means = self.evaluate("final", result).means()
+        for line in self.failures.summary():
+            print(f"warning: {line}", file=sys.stderr)
         self.folder.finish({"steps": self.config.steps, **self.totals, "means": means})
 
     def home(self, name: str) -> Path:
@@ -243,7 +276,8 @@ class Session:
 
 def graded(engine: Engine, grader: Grader, sampling: Sampling, samples: list[Sample]) -> None:
     """Give the first turns of an evaluation their rewards, after further turns where there are any."""
-    grader.submit(samples)
+    for sample in samples:
+        submit(grader, sample)
     play_on(engine, grader, sampling, seed=EVAL_SEED)
 
 
@@ -259,7 +293,7 @@ def spent(samples: Sequence[Sample]) -> tuple[int, int]:
 
 
 def per_domain(samples: Sequence[Sample]) -> dict[str, float]:
-    """Reward, length, truncated share and token share of each domain, and the mean reward.
+    """Reward, length, truncated share and token share of each domain, and the mean reward; rewards of graded samples.
 
     Of episodes also how many turns they took, and how many tokens of their environment are in them, untrained.
     """
@@ -267,8 +301,7 @@ def per_domain(samples: Sequence[Sample]) -> dict[str, float]:
     total = sum(sample.length for sample in samples)
     for domain in sorted({sample.task.domain for sample in samples}):
         mine = [sample for sample in samples if sample.task.domain == domain]
-        rewards = [sample.reward for sample in mine if sample.reward is not None]
-        if rewards:
+        if rewards := graded_rewards(mine):
             row[f"reward/{domain}"] = float(np.mean(rewards))
         lengths = [sample.length for sample in mine]
         row[f"length/{domain}"] = float(np.mean(lengths))
@@ -277,7 +310,7 @@ def per_domain(samples: Sequence[Sample]) -> dict[str, float]:
         if any(sample.turns > 1 for sample in mine):
             row[f"turns/{domain}"] = float(np.mean([sample.turns for sample in mine]))
             row[f"observed/{domain}"] = float(np.mean([sample.observed for sample in mine]))
-    everything = [sample.reward for sample in samples if sample.reward is not None]
+    everything = graded_rewards(samples)
     return row | ({"reward": float(np.mean(everything))} if everything else {})
 
 
@@ -287,7 +320,7 @@ def readable(sample: Sample, step: int) -> dict[str, Any]:
         "domain": sample.task.domain,
         "prompt": prompt_text(sample.task),
         "response": transcript(sample),
-        "reward": sample.reward,
+        "reward": sample.reward if sample.is_graded else None,
         "reason": sample.reason,
         "finish": sample.finish,
         "reference": "" if sample.task.reference is None else str(sample.task.reference)[:MAX_REFERENCE],

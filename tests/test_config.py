@@ -67,6 +67,7 @@ COMMON_DEFAULTS = {
     "eval.at_end": True,
     "checkpoint.every": 50,
     "checkpoint.keep": 2,
+    "too_long": "error",
     "device": "auto",
     "threads": 1,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -218,12 +218,17 @@ class FolderConfig(Strict):
     domains: Domains = Field(default_factory=dict)
     rollout: RolloutConfig = RolloutConfig()
     eval: EvalConfig = EvalConfig()
+    too_long: Literal["drop", "error"] = Field(
+        "error", description="prompts with max_new_tokens beyond the model's context, or that cannot be rendered"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: PositiveInt = Field(1, description="CPU threads of this process; two busy processes want one each")
 
 
 class RunConfig(FolderConfig):
     """What every recipe that trains has in common."""
+
+    demonstrated: ClassVar[bool] = False  # trains on the sources' demonstrations, not on responses to their prompts
 
     model: ModelConfig
     domains: Domains = Field(min_length=1)

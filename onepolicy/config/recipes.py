@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -20,6 +20,8 @@ from onepolicy.config.strict import Strict, did_you_mean
 
 class SftConfig(RunConfig):
     """Stage 1: supervised finetuning on demonstrations of all domains."""
+
+    demonstrated: ClassVar[bool] = True
 
     recipe: Literal["sft"] = "sft"
     batch_size: PositiveInt = 64

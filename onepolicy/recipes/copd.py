@@ -66,6 +66,7 @@ def copd(config: CopdConfig) -> None:
 def prompts(session: Session, label: str, domain: str, seed: int) -> Mixture:
     """A stream of a domain's prompts that nobody else draws from, remembered by checkpoints."""
     mixture = Mixture({domain: session.config.domains[domain]}, seed)
+    mixture.restrict(session.screen)
     session.remembered[label] = mixture
     return mixture
 

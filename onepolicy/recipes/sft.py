@@ -28,7 +28,7 @@ def sft(config: SftConfig) -> None:
             return Sample(task, token_ids_T, mask_T, written, response, history=history, weights=Weights(ce=1.0))
 
         for step in session.steps():
-            samples = [demonstrate(task) for task in session.mixture.draw(config.batch_size)]
+            samples = [demonstrate(*session.mixture.draw(1)) for _ in range(config.batch_size)]
             metrics = session.learner.step(samples)
             session.log(step, samples, metrics)
         session.finish(session.policy)

@@ -15,6 +15,7 @@ from onepolicy.config import DomainConfig
 from onepolicy.tasks import build_eval_source, build_source
 from onepolicy.tasks.base import Environment, Source
 from onepolicy.tasks.episodes import demonstrated, said
+from onepolicy.tasks.screen import Screen
 from onepolicy.types import Answer, Message, Task
 
 WINDOW = 1000  # draws over which rejections are counted
@@ -44,30 +45,55 @@ class Domain:
         self.source: Source = build_source(name, config.tasks, seed)
         self.eval_tasks = first_distinct(build_eval_source(name, config.tasks), config.eval_size, name)
         self.cursor = 0  # the next index to draw
+        self.too_long = 0  # held-out prompts that cannot be asked
         self._held_out = {prompt_key(task) for task in self.eval_tasks}
-        self._seen = self._rejected = 0  # within the current window
+        self._screen: Screen | None = None
+        self._seen = self._rejected = self._unfit = 0  # within the current window
+
+    def restrict(self, screen: Screen, looks_ahead: bool) -> None:
+        """From now on only tasks that the model can take. The held-out set becomes smaller, and trains no one still.
+
+        Raises ValueError that names the others where `too_long` is error.
+        """
+        self._screen = screen
+        kept = screen.held_out(self.name, self.eval_tasks)
+        self.too_long = len(self.eval_tasks) - len(kept)
+        self.eval_tasks = kept
+        if looks_ahead:
+            screen.look_ahead(self.name, self.source, self._is_held_out)
 
     def draw(self) -> Task:
-        """The next training task. Raises ValueError when nearly everything drawn is held out."""
+        """The next training task. Raises ValueError when nearly nothing drawn can be trained on."""
         while True:
             task = self.source.draw(self.cursor)
             self.cursor += 1
-            held_out = prompt_key(task) in self._held_out
-            self._count(held_out)
-            if not held_out:
+            held_out = self._is_held_out(task)
+            fits = held_out or self._screen is None or self._screen.passes(task)
+            self._count(held_out, fits)
+            if fits and not held_out:
                 return task
 
-    def _count(self, held_out: bool) -> None:
+    def _is_held_out(self, task: Task) -> bool:
+        return prompt_key(task) in self._held_out
+
+    def _count(self, held_out: bool, fits: bool) -> None:
         self._seen += 1
         self._rejected += held_out
+        self._unfit += not fits
         if self._rejected > MAX_REJECTED * WINDOW:
             raise ValueError(
                 f"domain {self.name!r}: {self._rejected} of the last {self._seen} training draws were among its "
-                f"{len(self.eval_tasks)} held-out prompts, so hardly any question is left to train on: lower "
+                f"{len(self._held_out)} held-out prompts, so hardly any question is left to train on: lower "
                 f"domains.{self.name}.eval_size or widen the questions in domains.{self.name}.tasks"
             )
+        if self._rejected + self._unfit > MAX_REJECTED * WINDOW:
+            raise ValueError(
+                f"domain {self.name!r}: {self._unfit} of the last {self._seen} training draws cannot be used by the model "
+                f"(too_long: drop), so hardly any question is left to train on: lower domains.{self.name}.max_new_tokens, "
+                f"or shorten the questions in domains.{self.name}.tasks"
+            )
         if self._seen == WINDOW:
-            self._seen = self._rejected = 0
+            self._seen = self._rejected = self._unfit = 0
 
 
 def first_distinct(source: Source, count: int, name: str) -> list[Task]:
@@ -103,6 +129,20 @@ class Mixture:
         self.shares = {name: config.share / total for name, config in domains.items() if config.share}
         self.domains = {name: Domain(name, config, seed) for name, config in domains.items()}
         self.drawn = dict.fromkeys(domains, 0)
+        self._last: tuple[Task, tuple[Message, ...] | None] | None = None  # demonstrated
+
+    def restrict(self, screen: Screen, looks_ahead: bool = False) -> None:
+        """Leave out, or refuse, the tasks that the model cannot take; `looks_ahead` at those to train on too.
+
+        Held-out tasks are never replaced: they stay out of training, and no other set of them arises.
+        """
+        for name, domain in self.domains.items():
+            domain.restrict(screen, looks_ahead and name in self.shares)
+
+    @property
+    def too_long(self) -> dict[str, int]:
+        """How many held-out prompts of each domain were left out, where any were."""
+        return {name: domain.too_long for name, domain in self.domains.items() if domain.too_long}
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -134,6 +174,11 @@ class Mixture:
 
     def demonstrated(self, task: Task) -> tuple[Message, ...] | None:
         """The chat to imitate behind the prompt: an answer or, of an episode, turns and what is answered to them."""
+        if self._last is None or self._last[0] is not task:  # an episode is played once, though two may ask for it
+            self._last = task, self._demonstrated(task)
+        return self._last[1]
+
+    def _demonstrated(self, task: Task) -> tuple[Message, ...] | None:
         answer = self.demonstration(task)
         if answer is None:
             return None

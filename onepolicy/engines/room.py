@@ -1,0 +1,58 @@
+"""How much a model's context holds: which prompts can be asked with it, and which demonstrations can be shown.
+
+The rule is verl's: prompt tokens + `max_new_tokens` (the domain's, if it has its own) must fit the context. A prompt that
+leaves three tokens of room could be asked, but its truncated response would say nothing of the policy. The answers of an
+environment within an episode are not known before: an episode that fills the context ends with finish "length".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onepolicy.engines.base import Sampling
+from onepolicy.engines.text import Renderer
+from onepolicy.types import Message, Task
+
+
+class Room:
+    """Of a model with a context of so many tokens, for responses as long as `sampling` says."""
+
+    def __init__(self, renderer: Renderer, context: int, sampling: Sampling) -> None:
+        self.renderer, self.context, self.sampling = renderer, context, sampling
+
+    def require(self, domains: Sequence[str]) -> None:
+        """Raises ValueError where the responses alone would fill the context."""
+        for name in domains:
+            limit = self.sampling.limit(name)
+            if limit >= self.context:
+                own = name in (self.sampling.limits or {}) and limit < self.sampling.max_new_tokens
+                key = f"domains.{name}.max_new_tokens" if own else "rollout.max_new_tokens"
+                raise ValueError(
+                    f"{key} is {limit}, and the model's context is {self.context} tokens, which must hold the prompt "
+                    f"too: set {key} below {self.context}"
+                )
+
+    def prompt_fault(self, task: Task) -> str:
+        """Why a prompt cannot be asked; empty when it can."""
+        try:
+            tokens = len(self.renderer.prompt_ids(task))
+        except ValueError as error:
+            return str(error).removeprefix(f"task {task.id!r}: ")
+        if not tokens:
+            return "the prompt is empty, so the first token has nothing to be predicted from"
+        limit = self.sampling.limit(task.domain)
+        if tokens + limit > self.context:
+            return (
+                f"{tokens} prompt tokens + max_new_tokens {limit} are more than the model's context of {self.context}"
+            )
+        return ""
+
+    def demonstration_fault(self, task: Task, chat: Sequence[Message]) -> str:
+        """Why a demonstration cannot be shown; empty when it can."""
+        try:
+            tokens = len(self.renderer.demonstration(task, chat)[0])
+        except ValueError as error:
+            return str(error).removeprefix(f"task {task.id!r}: ")
+        if tokens > self.context:
+            return f"{tokens} tokens of prompt and demonstration are more than the model's context of {self.context}"
+        return ""
