@@ -1,4 +1,4 @@
-"""The normalised score of MOPD: the fraction of an expert's gain that a student has, with paired bootstrap intervals."""
+"""The normalised score of MOPD: the fraction of an expert's gain that a student has, with bootstrap intervals."""
 
 from __future__ import annotations
 

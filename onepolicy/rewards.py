@@ -1,8 +1,8 @@
 """When rewards are equal, and which samples have one at all. All of the package asks here.
 
 Rewards are computed in floating point: 0.1 + 0.2 is not 0.3, float32(0.7) is not 0.7, a weighted sum of graders depends
-on the order of its terms. Rewards that differ by rounding alone are equal: a group of them has no contrast. To divide by
-its standard deviation would turn the rounding into advantages of ±1.
+on the order of its terms. Rewards that differ by rounding alone are equal: a group of them has no contrast, and its
+standard deviation is no scale: dividing by it would turn the rounding into advantages of ±1.
 """
 
 from __future__ import annotations

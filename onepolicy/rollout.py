@@ -69,8 +69,8 @@ def annotate_advantages(samples: Sequence[Sample], kind: AdvantageKind, turn_wei
     """Give every sample its outcome advantage: one number per group's reward, the same for all its tokens.
 
     With a `turn_weight`, plus that times the advantages by turn, where the environment rewards turns. The baseline of a
-    group is of its graded samples alone. The others get advantage 0 and `weights.pg` 0, so that they do not count in the
-    mean of the loss either. So set weights before.
+    group is of its graded samples alone. The others get advantage 0 and `weights.pg` 0, so that they are not in the mean
+    of the loss either: set weights before.
     """
     for group in groups_of(samples):
         graded = [sample for sample in group if _is_graded(sample)]
@@ -87,7 +87,7 @@ def annotate_advantages(samples: Sequence[Sample], kind: AdvantageKind, turn_wei
 
 
 def drop_errors(samples: Sequence[Sample]) -> None:
-    """Set all weights to 0 where the engine has failed. So set weights before."""
+    """Set all weights to 0 where the engine has failed. Set weights before."""
     for sample in samples:
         if sample.finish == "error":
             sample.weights = Weights()

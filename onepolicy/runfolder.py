@@ -39,7 +39,7 @@ MAY_CHANGE = (
     "eval",
     "steps",
     "too_long",
-)  # between a run and its resumption
+)  # on resuming
 PACKAGES = ("onepolicy", "torch", "transformers", "tokenizers", "numpy", "reasoning-gym")
 MANIFEST = "MANIFEST.json"
 BEGUN = ("metrics.jsonl", "checkpoints", "rollouts", "sweep.json", "model")  # where there is one, work has been done

@@ -1,8 +1,8 @@
 """How much a model's context holds: which prompts can be asked with it, and which demonstrations can be shown.
 
-The rule is verl's: prompt tokens + `max_new_tokens` (the domain's, if it has its own) must fit the context. A prompt that
-leaves three tokens of room could be asked, but its truncated response would say nothing of the policy. The answers of an
-environment within an episode are not known before: an episode that fills the context ends with finish "length".
+The rule is verl's: prompt tokens + `max_new_tokens` (the domain's, if it has its own) must fit the context. A prompt
+that leaves three tokens of room could be asked, but its truncated response would say nothing of the policy. The answers
+of an environment within an episode are not known before: an episode that fills the context ends with finish "length".
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ class Room:
             return "the prompt is empty, so the first token has nothing to be predicted from"
         limit = self.sampling.limit(task.domain)
         if tokens + limit > self.context:
-            return (
-                f"{tokens} prompt tokens + max_new_tokens {limit} are more than the model's context of {self.context}"
-            )
+            return f"{tokens} prompt tokens + max_new_tokens {limit} exceed the model's context of {self.context}"
         return ""
 
     def demonstration_fault(self, task: Task, chat: Sequence[Message]) -> str:
@@ -54,5 +52,5 @@ class Room:
         except ValueError as error:
             return str(error).removeprefix(f"task {task.id!r}: ")
         if tokens > self.context:
-            return f"{tokens} tokens of prompt and demonstration are more than the model's context of {self.context}"
+            return f"{tokens} tokens of prompt and demonstration exceed the model's context of {self.context}"
         return ""

@@ -1,7 +1,7 @@
 """Verify the verifier before any training: gold answers must score 1.0, empty and constant ones must not.
 
-A grader that fails (raises, times out, is killed) has not scored 0: it has not judged. One that fails on everything that
-was tried is refused, also where no gold answer is known.
+A grader that fails (raises, times out, is killed) has not scored 0, it has not judged. One that fails on all that is
+tried is refused, also where no gold answer is known.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def require_golds(sources: Mapping[str, Source], n: int, grade: GradeAll) -> Non
         if found.unjudged:
             raise ValueError(
                 f"domain {name!r}: {found.failures[0]}. A failed grading is no reward, so there is nothing to learn "
-                "from: mend the grader; it should return 0 for an answer that it cannot read (see `onepolicy tasks check`)"
+                "from: fix the grader; for an answer that it cannot read it should return 0 (see `onepolicy tasks check`)"
             )
         if not found.ok:
             raise ValueError(

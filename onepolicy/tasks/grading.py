@@ -7,9 +7,9 @@
 
 A sample whose domain is an Environment has taken a turn of an episode: while that goes on, it gets no reward but the
 environment's answer, in its `history`; write its next turn and submit it again. Episodes live in the process too.
-A bad answer is data: one that makes its grader raise, hang, crash or devour memory gets Grade(0.0, reason, failed=True),
-and the rest of the batch is graded as if nothing had happened. Failed means not judged: nothing is learnt from it, and
-no score counts it. A reward outside [0, 1] is the grader's fault and an error.
+A bad answer is data: one that makes its grader raise, hang, crash or devour memory is not judged, Grade(0.0, reason,
+failed=True), and the rest of the batch is graded as if nothing had happened. Nothing is learnt from a failed grading,
+and no score counts it. A reward outside [0, 1] is the grader's fault and an error.
 What this is not: a sandbox. Graders here may read files and open connections; for code written by a model there is
 `onepolicy.sandbox`, which the graders of such domains use.
 """

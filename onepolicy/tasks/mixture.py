@@ -51,7 +51,7 @@ class Domain:
         self._seen = self._rejected = self._unfit = 0  # within the current window
 
     def restrict(self, screen: Screen, looks_ahead: bool) -> None:
-        """From now on only tasks that the model can take. The held-out set becomes smaller, and trains no one still.
+        """From now on only tasks that the model can take. What leaves the held-out set is not trained on either.
 
         Raises ValueError that names the others where `too_long` is error.
         """
@@ -88,9 +88,9 @@ class Domain:
             )
         if self._rejected + self._unfit > MAX_REJECTED * WINDOW:
             raise ValueError(
-                f"domain {self.name!r}: {self._unfit} of the last {self._seen} training draws cannot be used by the model "
-                f"(too_long: drop), so hardly any question is left to train on: lower domains.{self.name}.max_new_tokens, "
-                f"or shorten the questions in domains.{self.name}.tasks"
+                f"domain {self.name!r}: {self._unfit} of the last {self._seen} training draws do not fit the model "
+                f"(too_long: drop), so hardly any question is left to train on: lower "
+                f"domains.{self.name}.max_new_tokens, or shorten the questions in domains.{self.name}.tasks"
             )
         if self._seen == WINDOW:
             self._seen = self._rejected = self._unfit = 0

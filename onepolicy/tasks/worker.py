@@ -103,7 +103,7 @@ def _awaited(
 
 
 def _verdict(source: Source, item: Item, episodes: Episodes) -> dict[str, Any]:
-    """The reply to one item; `bug` when a reward is invalid, `failed` when there is none, `fatal` to end this process."""
+    """The reply to one item. `bug`: an invalid reward. `failed`: no reward. `fatal`: this process must not go on."""
     try:
         answer = _answer(source, item, episodes)
     except GraderBug as error:
