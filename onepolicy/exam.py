@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Self
 
 import torch
@@ -13,14 +12,16 @@ from onepolicy.engines.base import Sampling
 from onepolicy.engines.local import LocalEngine
 from onepolicy.engines.precision import DTYPES
 from onepolicy.engines.probe import check_generation
+from onepolicy.engines.room import Room
 from onepolicy.engines.text import Renderer
-from onepolicy.evaluation import Evaluation, evaluate
+from onepolicy.evaluation import Evaluation
 from onepolicy.models import load_model, pick_device
 from onepolicy.progress import hush_transformers
-from onepolicy.session import EVAL_SEED, GOLDS, graded
+from onepolicy.session import GOLDS, evaluated
 from onepolicy.tasks.check import require_golds
 from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import Mixture
+from onepolicy.tasks.screen import Screen
 
 
 class Exam:
@@ -29,7 +30,7 @@ class Exam:
     def __init__(self, config: RunConfig | MergeConfig) -> None:
         self.config, self.device = config, pick_device(config.device)
         mixture = Mixture(config.domains, config.seed)
-        self.tasks = [task for tasks in mixture.eval_tasks.values() for task in tasks]
+        self.tasks = mixture.eval_tasks
         limits = {name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens}
         self.sampling = Sampling(max_new_tokens=config.rollout.max_new_tokens, limits=limits)
         hush_transformers()
@@ -44,12 +45,21 @@ class Exam:
         self.grader.close()
 
     def evaluate(self, candidate: ModelConfig, setting: EvalConfig) -> Evaluation:
-        """avg@n, with the random stream of every evaluation."""
+        """avg@n, with the random stream of every evaluation. Remarks on what is not in the score go to stderr.
+
+        Raises ValueError that names the prompts that do not fit the candidate's context, unless too_long is drop.
+        """
         model, tokenizer = load_model(candidate, device=self.device)
         renderer = Renderer(tokenizer, model.generation_config)
         batch_size, dtype = self.config.rollout.batch_size, DTYPES[candidate.dtype]
         engine = LocalEngine(model, renderer, batch_size=batch_size, dtype=dtype)
         check_generation(engine)
         sampling = replace(self.sampling, temperature=setting.temperature)
-        grade = partial(graded, engine, self.grader, sampling)
-        return evaluate(engine, self.tasks, grade, setting.n, sampling, EVAL_SEED)
+        room = Room(renderer, engine.context, sampling)
+        room.require(list(self.tasks))
+        screen = Screen(room.prompt_fault, self.config.too_long)
+        kept = {domain: screen.held_out(domain, tasks) for domain, tasks in self.tasks.items()}
+        left_out = {domain: len(tasks) - len(kept[domain]) for domain, tasks in self.tasks.items()}
+        too_long = {domain: count for domain, count in left_out.items() if count}
+        asked = [task for tasks in kept.values() for task in tasks]
+        return evaluated(str(candidate.path), engine, self.grader, asked, setting.n, sampling, too_long)

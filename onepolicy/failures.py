@@ -43,7 +43,7 @@ class Failures:
             if kind in TOLD and (domain, kind) not in self._reasons:
                 self._reasons[domain, kind] = sample.reason
                 told = TOLD[kind].format(reason=sample.reason)
-                print(f"warning: domain {domain!r}: {told}; see {kind}/{domain} in metrics.jsonl", file=sys.stderr)
+                print(f"warning: domain {domain!r}: {told}, and counted as {kind}", file=sys.stderr)
 
     def row(self) -> dict[str, float]:
         """`grader_failed/DOMAIN` and `error/DOMAIN`: fractions of the step's answers; none where there are none."""

@@ -20,6 +20,7 @@ from onepolicy.engines.base import Engine, Sampling
 from onepolicy.learner import Learner
 from onepolicy.objectives.advantages import AdvantageKind, group_advantages
 from onepolicy.objectives.weighting import turns
+from onepolicy.rewards import graded_rewards
 from onepolicy.tasks.grading import Grader
 from onepolicy.types import Array, Sample, Task, Want, Weights
 
@@ -69,12 +70,12 @@ def annotate_advantages(samples: Sequence[Sample], kind: AdvantageKind, turn_wei
     """Give every sample its outcome advantage: one number per group's reward, the same for all its tokens.
 
     With a `turn_weight`, plus that times the advantages by turn, where the environment rewards turns. The baseline of a
-    group is of its graded samples alone. The others get advantage 0 and `weights.pg` 0, so that they are not in the mean
-    of the loss either: set weights before.
+    group is of its graded samples alone. The others get advantage 0 and `weights.pg` 0, so that they are not in the
+    mean of the loss either: set weights before.
     """
     for group in groups_of(samples):
         graded = [sample for sample in group if _is_graded(sample)]
-        advantages_G = group_advantages([sample.reward for sample in graded], kind)
+        advantages_G = group_advantages(graded_rewards(group), kind)
         turns_GR: Sequence[Array | float] = [0.0] * len(graded)
         if turn_weight and any(sample.turn_rewards for sample in graded):
             turns_GR = [turn_weight * turns_R for turns_R in turn_advantages(graded, kind)]

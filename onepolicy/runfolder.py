@@ -31,15 +31,7 @@ import yaml
 from onepolicy.config import ConfigError, MergeConfig, RunConfig
 from onepolicy.config.file import load_run
 
-MAY_CHANGE = (
-    "output",
-    "device",
-    "threads",
-    "checkpoint",
-    "eval",
-    "steps",
-    "too_long",
-)  # on resuming
+MAY_CHANGE = ("output", "device", "threads", "checkpoint", "eval", "steps", "too_long")  # on resuming a run
 PACKAGES = ("onepolicy", "torch", "transformers", "tokenizers", "numpy", "reasoning-gym")
 MANIFEST = "MANIFEST.json"
 BEGUN = ("metrics.jsonl", "checkpoints", "rollouts", "sweep.json", "model")  # where there is one, work has been done

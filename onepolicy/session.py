@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -213,10 +213,7 @@ class Session:
         sampling = replace(self.sampling, temperature=config.temperature, noise=0.0)
         folder = folder or self.folder.path
         engine = (policy or self.policy).engine
-        grade = partial(graded, engine, self.grader, sampling)
-        result = evaluate(engine, tasks, grade, config.n, sampling, EVAL_SEED, self.mixture.too_long)
-        for remark in result.remarks():
-            print(f"warning: evaluation {label}: {remark}", file=sys.stderr)
+        result = evaluated(label, engine, self.grader, tasks, config.n, sampling, self.mixture.too_long)
         (folder / "eval").mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "eval" / f"{label}.json", result.to_json())
         return result
@@ -274,11 +271,26 @@ class Session:
         self.folder.save_checkpoint(step, learners, facts)
 
 
-def graded(engine: Engine, grader: Grader, sampling: Sampling, samples: list[Sample]) -> None:
-    """Give the first turns of an evaluation their rewards, after further turns where there are any."""
-    for sample in samples:
-        submit(grader, sample)
-    play_on(engine, grader, sampling, seed=EVAL_SEED)
+def evaluated(
+    label: str,
+    engine: Engine,
+    grader: Grader,
+    tasks: Sequence[Task],
+    n: int,
+    sampling: Sampling,
+    too_long: Mapping[str, int],
+) -> Evaluation:
+    """avg@n with the random stream of every evaluation; what is in no score goes to stderr."""
+
+    def grade(samples: list[Sample]) -> None:
+        for sample in samples:
+            submit(grader, sample)
+        play_on(engine, grader, sampling, seed=EVAL_SEED)  # further turns, where there are any
+
+    result = evaluate(engine, tasks, grade, n, sampling, EVAL_SEED, too_long)
+    for remark in result.remarks():
+        print(f"warning: evaluation {label}: {remark}", file=sys.stderr)
+    return result
 
 
 def stream(purpose: str, *numbers: int) -> int:

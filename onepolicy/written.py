@@ -5,7 +5,8 @@ One JSON object a line. `token_ids` is prompt and response; `spans` are the toke
     {"task": "add/0/7", "question": "add:1+2", "response": "3", "reward": 1.0, "reason": "", "finish": "stop",
      "token_ids": [5, 9, 6, 11, 1], "spans": [[3, 5]]}
 
-The lines are in the order of the prompts, then of the rollouts, so that their number says what is still to be written.
+A rollout that its grader failed on has `"grader_failed": true`; its reward means nothing. The lines are in the order of
+the prompts, then of the rollouts, so that their number says what is still to be written.
 Beside them, NAME.seconds has a line per batch: how long it took. Apart, since the rollouts are the same in every run.
 """
 
@@ -21,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onepolicy.evaluation import prompt_text, transcript
+from onepolicy.rewards import is_correct
 from onepolicy.runfolder import write_atomic
 from onepolicy.types import Array, Sample, Task, Weights
 
@@ -73,15 +75,26 @@ class RolloutFile:
         self._clock = now
 
     def samples(self, keep: Literal["all", "correct"]) -> list[Sample]:
-        """To train on: what is not empty and, if asked for, of reward 1."""
-        chosen = [(row, task) for row, task in zip(self.rows, self._asked(), strict=True) if row["spans"]]
-        return [to_sample(row, task) for row, task in chosen if keep == "all" or row["reward"] >= 1]
+        """To train on: not empty, no error of the engine and, for `correct`, graded with the full reward."""
+        chosen = []
+        for row, task in zip(self.rows, self._asked(), strict=True):
+            usable = row["spans"] and row["finish"] != "error"
+            correct = is_correct(row["reward"]) and not row.get("grader_failed")
+            if usable and (keep == "all" or correct):
+                chosen.append(to_sample(row, task))
+        return chosen
 
     def summary(self) -> dict[str, float]:
-        """How much was written, and how good it is."""
+        """How much was written, and how good it is: the mean reward of what could be graded.
+
+        Counts of failed gradings and errors where there are any.
+        """
         lengths = [stop - start for row in self.rows for start, stop in row["spans"]]
-        rewards = [row["reward"] for row in self.rows]
-        return {"rollouts": len(rewards), "tokens": sum(lengths), "reward": sum(rewards) / len(rewards)}
+        errors = sum(row["finish"] == "error" for row in self.rows)
+        failed = sum(bool(row.get("grader_failed")) for row in self.rows)
+        rewards = [row["reward"] for row in self.rows if row["finish"] != "error" and not row.get("grader_failed")]
+        found = {"rollouts": len(self.rows), "tokens": sum(lengths), "reward": sum(rewards) / max(1, len(rewards))}
+        return found | ({"grader_failed": failed} if failed else {}) | ({"error": errors} if errors else {})
 
     def _asked(self) -> list[Task]:
         return [task for task in self.tasks for _ in range(self.n)]
@@ -94,7 +107,7 @@ def seconds_in(folder: Path) -> float:
 
 def to_row(sample: Sample) -> Row:
     edges = np.flatnonzero(np.diff(sample.mask_T.astype(np.int8), prepend=0, append=0))
-    return {
+    row = {
         "task": sample.task.id,
         "question": prompt_text(sample.task),
         "response": transcript(sample),
@@ -104,6 +117,7 @@ def to_row(sample: Sample) -> Row:
         "token_ids": sample.token_ids_T.tolist(),
         "spans": edges.reshape(-1, 2).tolist(),
     }
+    return row | ({"grader_failed": True} if sample.grader_failed else {})
 
 
 def to_sample(row: Row, task: Task) -> Sample:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from onepolicy.evaluation import (
     percentile_interval,
     prompt_text,
 )
-from onepolicy.normalised import NoGainError, norm_and_range, normalise, normalised_score
+from onepolicy.normalised import NoGainError, norm_and_range, normalise, normalised_score, paired_means
 from onepolicy.types import Sample, Task
 
 
@@ -127,6 +128,62 @@ def test_a_missing_sample_and_a_missing_reward_are_noticed() -> None:
         evaluate(EchoEngine(), TASKS, lambda samples: None, 2, Sampling(), seed=0)
     with pytest.raises(ValueError, match="nothing to evaluate: 0 tasks"):
         evaluate(EchoEngine(), [], reward_by_index, 2, Sampling(), seed=0)
+
+
+def some_fail(samples: list[Sample]) -> None:
+    """Of task a the grader fails on the first answer, of task c on both."""
+    reward_by_index(samples)
+    for sample in samples:
+        failed = (sample.task.id, sample.index) in {("a", 0), ("c", 0), ("c", 1)}
+        sample.grader_failed, sample.reason = failed, "grader raised KeyError" if failed else ""
+
+
+def test_failed_gradings_are_counted_and_in_no_score() -> None:
+    result = evaluate(EchoEngine(), TASKS, some_fail, 2, Sampling(), seed=0, too_long={"add": 3})
+    rev, add = result.domains["rev"], result.domains["add"]
+    assert [question.failed_G for question in rev.questions] == [(True, False), (True, True)]
+    assert [question.graded for question in rev.questions] == [(1.0,), ()]
+    assert (rev.mean, rev.grader_failed, rev.failed, rev.unscored) == (1.0, 3, 0.0, ["c"])
+    assert rev.means_Q.tolist() == [1.0] and (rev.interval().low, rev.interval().high) == (1.0, 1.0)
+    assert (rev.pass_at(1), rev.pass_at(2)) == (1.0, None)  # no question has two rewards
+    assert (add.mean, add.grader_failed, add.questions[0].failed_G) == (0.5, 0, ())
+    assert result.remarks() == [
+        "rev: the grader failed on 3 of 4 answers, left out",
+        "rev: 1 questions have no score: c",
+        "add: 3 held-out prompts could not be asked and are in no score",
+    ]
+    assert Evaluation.from_json(result.to_json()) == result
+
+
+def test_an_error_of_the_engine_is_no_zero_either() -> None:
+    def errors(samples: list[Sample]) -> None:
+        reward_by_index(samples)
+        for sample in samples:
+            if sample.task.id == "a" and sample.index == 0:
+                sample.finish, sample.reason = "error", "logits are not finite"
+
+    rev = evaluate(EchoEngine(), TASKS, errors, 2, Sampling(), seed=0).domains["rev"]
+    assert (rev.mean, rev.failed, rev.grader_failed) == (0.75, 0.25, 0)  # of a 1.0; of c (0.0 + 1.0) / 2
+
+
+def test_a_domain_without_any_reward_has_no_score_and_says_why() -> None:
+    def all_fail(samples: list[Sample]) -> None:
+        reward_by_index(samples)
+        for sample in samples:
+            sample.grader_failed, sample.reason = sample.task.domain == "rev", "grader timed out after 5 s"
+
+    with pytest.raises(ValueError, match="'rev': none of 4 answers to held-out questions has a reward, so it has"):
+        evaluate(EchoEngine(), TASKS, all_fail, 2, Sampling(), seed=0)
+
+
+def test_a_question_without_a_score_is_left_out_of_all_that_is_paired() -> None:
+    origin, teacher, student = (evaluation(rev=solved(count, 40)) for count in (10, 31, 25))
+    questions = list(student.domains["rev"].questions)
+    questions[39] = replace(questions[39], failed_G=(True,))  # one that nobody answers right
+    holed = replace(student, domains={"rev": DomainScore("rev", tuple(questions))})
+    assert paired_means([holed, origin], "rev").shape == (2, 39)
+    result, whole = (normalise(one, origin, {"rev": teacher}).domains["rev"] for one in (holed, student))
+    assert result.value == pytest.approx(15 / 21) == whole.value
 
 
 def test_a_chat_of_several_turns_and_media_becomes_readable_text() -> None:

@@ -22,8 +22,8 @@ GOOD = Grade(1.0, "well done")
 class Hostile:
     """A task source whose grader does as the answer says."""
 
-    def __init__(self, domain: str, seed: int, fail: bool = False) -> None:
-        self.domain = domain
+    def __init__(self, domain: str, seed: int, fail: bool = False, on_empty: str = "") -> None:
+        self.domain, self.on_empty = domain, on_empty
         if fail:
             raise OSError("no such data")
 
@@ -31,7 +31,7 @@ class Hostile:
         return Task(f"{self.domain}/{index}", self.domain, ({"role": "user", "content": str(index)},), index)
 
     def grade(self, task: Task, response: str):
-        verb, _, rest = response.partition(" ")
+        verb, _, rest = (response or self.on_empty).partition(" ")
         match verb:
             case "good":
                 print("graders may print")
@@ -108,6 +108,7 @@ def test_an_answer_that_breaks_its_grader_gets_nothing_and_its_neighbours_their_
     before, broken, after = ask(grader, "good", answer, "good")
     assert (before, after) == (GOOD, GOOD)
     assert broken.reward == 0.0 and broken.reason.startswith(reason) and len(broken.reason) < 600
+    assert broken.failed and not before.failed  # not judged, which is no low reward
     assert time.monotonic() - start < 8
 
 
@@ -115,6 +116,16 @@ def test_breaking_answers_in_a_row_are_each_told_apart(grader):
     grades = ask(grader, "exit", "memory", "good", "exit")
     assert [grade.reward for grade in grades] == [0, 0, 1, 0]
     assert [grade.reason.split()[1] for grade in grades] == ["crashed:", "ran", "done", "crashed:"]
+
+
+def test_a_grader_may_say_itself_that_it_could_not_judge(grader):
+    (grade,) = ask(grader, "return Grade(0.0, 'the judge is down', failed=True)")
+    assert grade == Grade(0.0, "the judge is down", failed=True)
+    broken = sample(0, "exit")
+    grader.submit([broken, fine := sample(1, "good")])
+    grader.collect()
+    assert (broken.reward, broken.grader_failed, broken.is_graded) == (0.0, True, False)
+    assert (fine.reward, fine.grader_failed, fine.is_graded) == (1.0, False, True)
 
 
 def test_slow_but_timely_answers_do_not_add_up_to_a_timeout(grader):
@@ -198,6 +209,15 @@ def test_the_self_check_finds_golds_that_do_not_score_one_and_answers_that_score
     assert bad.failures[0] == "h/2: gold answer 'meagre' scores 0.5 (6 characters, ends with 'gre')"
     assert (bad.constant, bad.constant_reward, bad.empty_reward) == ("good", 1.0, 0.5)
     assert any("the empty answer earns 0.50" in warning for warning in bad.warnings)
+    assert not bad.unjudged and not good.unjudged
     assert good.ok and good.gold_right == 40 and good.empty_reward == 0.0
     assert 0.5 <= good.constant_share == good.constant_reward < 0.8
     assert "of the gold answers are" in good.warnings[0]
+
+
+def test_the_self_check_tells_a_failed_grader_from_a_low_reward():
+    report = check_domains(domains(on_empty="eval 1/0"), n=6)["h"]
+    assert (report.empty_reward, report.unjudged) == (0.0, False)
+    assert report.warnings[-1] == (
+        "the grader failed on the empty answer in 6 of 6 tasks: grader raised ZeroDivisionError: division by zero"
+    )

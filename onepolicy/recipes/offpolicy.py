@@ -11,12 +11,14 @@ shares, each in passes of a new order. The mean is over tokens, as in sft, so lo
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import replace
 from functools import partial
 
 from onepolicy.balancing import Balancer
 from onepolicy.config import LossConfig, OffpolicyConfig
+from onepolicy.failures import Failures
 from onepolicy.progress import progress
 from onepolicy.rollout import rollout
 from onepolicy.runfolder import write_atomic
@@ -68,6 +70,9 @@ def teachers_rollouts(session: Session, config: OffpolicyConfig) -> dict[str, Ep
                 f"{config.keep}; mean reward {found['reward']:.3f}), so there is nothing to train on: raise "
                 "rollouts_per_domain, take a better teacher, or set keep: all, with another output"
             )
+        for kind, what in (("grader_failed", "could not be graded"), ("error", "ended in an error")):
+            if kind in found:
+                print(f"warning: {domain!r}: {found[kind]} of {found['rollouts']} rollouts {what}", file=sys.stderr)
         written[domain] = Epochs(samples, partial(stream, f"epoch {domain}", config.seed))
         summary[domain] = {"teacher": name, **found, "kept": len(samples)}
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1))
@@ -78,13 +83,18 @@ def write(session: Session, teachers: Routed, domain: str, file: RolloutFile) ->
     """The batches that are missing; a batch's random stream depends on the domain and its number alone."""
     if file.done == len(file.batches):
         return
+    failures = Failures()
     engine = teachers.engine(domain, session.policy.renderer, session.config.rollout.batch_size)
     title, began = f"{session.config.output.name}: rollouts of {domain}", time.monotonic()
     with progress(title, len(file.batches), file.done) as show:
         for number in range(file.done, len(file.batches)):
             seed = stream(f"rollouts of {domain}", session.config.seed, number)
             tasks = file.batches[number]
-            file.append(rollout(engine, session.grader, tasks, file.n, session.sampling, seed=seed, version=0))
+            samples = rollout(engine, session.grader, tasks, file.n, session.sampling, seed=seed, version=0)
+            failures.begin()
+            failures.observe(samples)
+            failures.require_some()  # before they are written down: a fixed grader shall see them again
+            file.append(samples)
             show(number + 1, {**file.summary(), "time": time.monotonic() - began})
 
 

@@ -59,8 +59,8 @@ def draw_groups(
     """`rollout.prompts` groups. Dynamic sampling: groups whose rewards are all equal carry no signal; replace them.
 
     Equal is up to rounding and among the graded samples: a failed grading gives a group no contrast. Up to `max_draws`
-    batches are drawn; what is then still missing is filled with groups of equal rewards. Each domain keeps the number of
-    groups that the first batch gives it: one with more contrast does not crowd out the others.
+    batches are drawn; what is then still missing is filled with groups of equal rewards. Each domain keeps the number
+    of groups that the first batch gives it: one with more contrast does not crowd out the others.
     """
     useful: list[list[Sample]] = []
     equal: list[list[Sample]] = []

@@ -122,11 +122,27 @@ def cross_table(pipeline: PipelineFolder) -> Table | None:
 
 
 def cost_table(runs: dict[str, RunFolder]) -> Table:
-    """What each run consumed, from its last metrics row."""
-    rows = []
+    """What each run consumed, from its last metrics row; below, what of it could not be used."""
+    rows, notes = [], []
     for role, run in runs.items():
         last = run.metrics[-1] if run.metrics else {}
         counts = [f"{int(last[key]):,}" if key in last else NONE for key in ("step", "sequences", "tokens")]
         time = duration(float(last["time"])) if "time" in last else NONE
         rows.append([role, str(run.config.get("recipe", NONE)), *counts, time])
-    return Table("Cost", ["run", "recipe", "last step", "sequences", "tokens", "time"], rows)
+        notes += [f"{role}: {line}." for line in _unusable(run)]
+    return Table("Cost", ["run", "recipe", "last step", "sequences", "tokens", "time"], rows, " ".join(notes))
+
+
+def _unusable(run: RunFolder) -> list[str]:
+    """Failed gradings, errors of the engine and prompts that did not fit, by domain, where there were any."""
+    lines = []
+    for domain in run.domains:
+        for kind, what in (("grader_failed", "could not be graded"), ("error", "ended in an error")):
+            _, fractions = run.curve(f"{kind}/{domain}")
+            if len(fractions):
+                steps, most = len(fractions), percent(fractions.max())
+                lines.append(f"{domain}: in {steps} of {len(run.metrics)} steps some answers {what}, at most {most}%")
+        _, counts = run.curve(f"too_long/{domain}")
+        if len(counts):
+            lines.append(f"{domain}: {int(counts.sum())} prompts were drawn that do not fit the model, and left out")
+    return lines

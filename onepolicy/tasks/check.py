@@ -109,7 +109,7 @@ def require_golds(sources: Mapping[str, Source], n: int, grade: GradeAll) -> Non
         if found.unjudged:
             raise ValueError(
                 f"domain {name!r}: {found.failures[0]}. A failed grading is no reward, so there is nothing to learn "
-                "from: fix the grader; for an answer that it cannot read it should return 0 (see `onepolicy tasks check`)"
+                "from: fix the grader; an answer that it cannot read should get 0 (see `onepolicy tasks check`)"
             )
         if not found.ok:
             raise ValueError(

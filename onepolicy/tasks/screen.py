@@ -1,8 +1,8 @@
 """Tasks that do not fit the model's context, or cannot be rendered: named before the run, and refused or left out.
 
 The model's side says which (`Fault`), `too_long` what happens then. `error` is the default, as in verl (where filtering
-is off and truncation an error): no row goes missing unless somebody asked for that. `drop`: such tasks are neither asked
-nor trained on nor scored, and counted.
+is off and truncation an error): no row goes missing unless somebody asked for that. `drop`: such tasks are neither
+asked nor trained on nor scored, and counted.
 """
 
 from __future__ import annotations
