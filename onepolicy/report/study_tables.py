@@ -49,7 +49,18 @@ def raw_table(study: StudyFolder, models: Mapping[str, Scores]) -> Table:
         for name, scores in models.items()
     ]
     columns = ["model", *(f"{domain} (%)" for domain in study.domains), "mean (%)"]
-    return Table("Scores", columns, rows, "avg@n on held-out questions, mean over seeds.")
+    note = " ".join(["avg@n on held-out questions, mean over seeds.", *_remarks(study)])
+    return Table("Scores", columns, rows, note)
+
+
+def _remarks(study: StudyFolder) -> list[str]:
+    """What is in no score, run by run; a question that one run has no score for is left out where runs are paired."""
+    remarks = []
+    for seed, runs in study.seeds.items():
+        for run in (runs.origin, *runs.experts.values(), *runs.arms.values()):
+            found = run.last[1].remarks() if run.last else []
+            remarks += [f"seed {seed}, {run.path.name}, {remark}." for remark in found]
+    return remarks
 
 
 def difference_table(study: StudyFolder, differences: Mapping[str, Difference | None]) -> Table | None:

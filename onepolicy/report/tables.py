@@ -94,7 +94,10 @@ def score_table(pipeline: PipelineFolder) -> Table:
         kept = normalised.domains.get(domain)
         rows.append([domain, str(len(scores[0].questions)), *cells, score_interval(kept) if kept else NO_GAIN])
     columns = ["domain", "questions", "origin (%)", "expert (%)", "student (%)", "normalised"]
-    return Table("Scores", columns, rows + _totals(normalised), setting(student) + _reasons(normalised))
+    note = setting(student) + _reasons(normalised)
+    for role, run in pipeline.runs.items():
+        note += "".join(f" {role}, {remark}." for remark in evaluation_of(run).remarks())
+    return Table("Scores", columns, rows + _totals(normalised), note)
 
 
 def _totals(normalised: Normalised) -> list[list[str]]:
