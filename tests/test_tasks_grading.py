@@ -128,6 +128,11 @@ def test_a_grader_may_say_itself_that_it_could_not_judge(grader):
     assert (fine.reward, fine.grader_failed, fine.is_graded) == (1.0, False, True)
 
 
+def test_a_full_reward_may_be_a_sum_that_rounds_above_1(grader):
+    first, last = ask(grader, "return sum([0.1] * 3) + 0.7 + 2e-16", "return -1e-17")
+    assert (first.reward, last.reward) == (1.0, 0.0) and not first.failed
+
+
 def test_slow_but_timely_answers_do_not_add_up_to_a_timeout(grader):
     assert ask(grader, *["sleep 0.25"] * 3) == [GOOD] * 3
 

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Protocol, Self, runtime_checkable
 from pydantic import AfterValidator
 
 from onepolicy.config import Strict, did_you_mean
+from onepolicy.rewards import TOLERANCE
 from onepolicy.types import Answer, Grade, Message, Task
 
 EVAL_SEED = (
@@ -153,13 +154,17 @@ def as_grade(value: Any, grader: str, reward_range: tuple[float, float] = UNIT) 
 
 
 def _reward(value: Any, reward_range: tuple[float, float]) -> float:
-    """Mapped to [0, 1]. Raises ValueError on what is no number in the range."""
+    """Mapped to [0, 1]. Raises ValueError on what is no number in the range, beyond what sums of floats round to."""
     low, high = reward_range
+    rounding = TOLERANCE * (high - low)
     if hasattr(value, "item"):  # a numpy scalar
         value = value.item()
-    if not isinstance(value, numbers.Real) or not low <= (number := float(value)) <= high:  # nan fails the comparison
+    if not isinstance(value, numbers.Real):
         raise ValueError
-    return (number - low) / (high - low)
+    number = float(value)
+    if not low - rounding <= number <= high + rounding:  # nan fails the comparison
+        raise ValueError
+    return (min(max(number, low), high) - low) / (high - low)
 
 
 def seeded(*parts: str | int) -> random.Random:
