@@ -178,6 +178,19 @@ def test_wrong_options_are_refused(options, message):
         (r"\boxed{\frac{1}{2}} \boxed{\{1\}}"[:20], [r"\frac{1}{2}"]),
         (r"<think>\boxed{4}</think> \boxed{5}", ["5"]),
         (r"\fbox{x}", ["x"]),
+        (r"\boxed{\boxed{42}}", ["42"]),
+        (r"\boxed{ \boxed {\frac{1}{2}} }", [r"\frac{1}{2}"]),
+        (r"\boxed{41\boxed{42}}", [r"41\boxed{42}"]),
+        (r"\boxed{**42**}", ["42"]),
+        (r"Into \boxed{7}, as asked by \boxed.", ["7"]),
+        (r"\boxed{7} and the set {1,2", ["7"]),
+        ("x of **12**\n</think>\n\n\n**73**", ["73"]),
+        ("Consistent, (a)+(b)=489.\n\n---\n\nFinal Answer: **73**", ["73"]),
+        ("Since (a)+(b)=489 it is **73**.", ["Since (a)+(b)=489 it is **73", "73"]),
+        ("**Answer**: 73\nHave fun.", ["73"]),
+        ("The answer is:\n\\[\n73\n\\]\n", [r"\[ 73 \]"]),
+        ("The answer is\n$$\n73\n$$", ["$$ 73 $$"]),
+        ("<answer>7", ["<answer>7", "7"]),
         ("The answer is 5.", ["5."]),
         ("Answer: x = 5\nThat was fun.", ["x = 5"]),
         ("So the final answer is **12 cm**.", ["12 cm"]),
@@ -208,8 +221,25 @@ def test_where_the_answer_stands(response, found):
         (" \n ", "empty"),
         (r"\boxed{1} is one, and the other that I found is \boxed{2}", "two different answers are boxed"),
         ("The answer is 1. Therefore the answer is 2.", "two different final answers"),
-        ("<think>5", "thinking that does not end"),
-        ("<think>" + "on and on " * 3000 + r"\boxed{5}", "thinking that does not end"),
+        (r"First \boxed{7}. No, it is \boxed{8", "the last answer is cut off"),
+        (r"First \boxed{7}. No, it is \boxed{", "the last answer is cut off"),
+        (r"First \boxed{7}. No, it is \fbox{", "the last answer is cut off"),
+        (r"First \boxed{7}. No, it is \box", "the last answer is cut off"),
+        (r"First \boxed{7}. No, it is \boxed 8.", "the last answer is cut off"),
+        (r"It is \boxed{\frac{7}{2}", "the last answer is cut off"),
+        (r"The answer is 7. In a box: \boxed{", "the last answer is cut off"),
+        (r"First \boxed{7}. So the answer is", "the last answer is cut off"),
+        ("The answer is 7. No, wait, the answer is ", "the last answer is cut off"),
+        ("7 it is, so **Final Answer:** ", "the last answer is cut off"),
+        ("Answer: 7\n\nAnswer: $", "the last answer is cut off"),
+        ("#### 7\nNo.\n#### ", "the last answer is cut off"),
+        ("<answer>7</answer> No. <answer>", "the last answer is cut off"),
+        ("<answer>7</answer> No. <answer>8", "the last answer is cut off"),
+        (r"\boxed{7}. Checking again: \boxed{}.", "the last box is empty"),
+        (r"\boxed{7}, \boxed{ }", "the last box is empty"),
+        (r"\boxed{7} \boxed{\text{}}", "the last box is empty"),
+        ("<think>5", "the thought never ends: no answer"),
+        ("<think>" + "on and on " * 3000 + r"\boxed{5}", "the thought never ends: no answer"),
     ],
 )
 def test_a_response_without_one_final_answer_says_why(response, reason):
@@ -463,10 +493,80 @@ def test_the_differences_to_math_verify_are_those_listed():
         ("B", r"\textbf{(B)}"),
         ("1:2", "1 : 2"),
         (r"144\pi", r"144\pi\text{ cm}^3"),
+        ("12", r"\boldsymbol{12}"),
+        (r"\boldsymbol{12}", "12"),
+        (r"\frac{1}{2}", r"\boldsymbol{\frac{1}{2}}"),
+        (r"2\sqrt{3}", r"\bm{2}\sqrt{3}"),
+        (r"12\text{ cm}", r"\mathbf{12}\text{ cm}"),
+        ("-3", r"-\underline{3}"),
+        ("x^{12}", r"x^\boldsymbol{12}"),
+        ("12", r"{\bf 12}"),
+        ("12", r"\large 12"),
+        ("12", r"\textcolor{red}{12}"),
+        ("12", r"\color{red}{12}"),
+        ("12", r"\mbox{12}"),
+        ("B", r"\boldsymbol{B}"),
+        (r"\text{Tuesday}", r"\boldsymbol{\text{Tuesday}}"),
+        (r"37\%", "37 percent"),
+        (r"37\%", r"37\text{ percentage}"),
+        (r"37\%", "37 per cent"),
+        ("37 percent", r"37\%"),
+        (r"e^{9}-1", "-1+exp(9)"),
+        (r"\sin(x)+1", "1+sin(x)"),
+        ("12-i", "12.0-1.0i"),
+        ("12-i", "12.0 + -1.0i"),
+        (r"\frac{3}{2}i", "1.5i"),
+        ("1-i,1+i", "1.0+1.0i,1.0-1.0i"),
+        ("x^2", "x^{2.0}"),
+        (r"\frac{1}{2^{77}}", "2^{-77}"),
+        (r"\frac{1}{2^{77}}", r"6.617444900424222\times 10^{-24}"),
+        (r"\{10^{-9}\sqrt{2},1\}", r"\{1,\sqrt2\cdot 10^{-9}\}"),
+        (r"\frac{2^{2005}+1}{3\cdot 2^{2006}}", r"\frac{1+2^{2005}}{3\cdot 2^{2006}}"),
+        ("2x+4y-3=0", r"y=-\frac{1}{2}x+\frac{3}{4}"),
     ],
 )
 def test_common_notations_of_a_right_answer_score(reference, answer):
     assert judge(reference, answer)[0]
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer"),
+    [
+        (r"\frac{1}{2^{77}}", r"\frac{1}{2^{76}}"),  # all of these are 0 to six decimals
+        (r"\frac{1}{20!}", r"\frac{1}{21!}"),
+        (r"\frac{1}{3^{40}}", "0"),
+        (r"\frac{\pi}{10^9}", r"\frac{\pi}{10^{10}}"),
+        (r"\{10^{-9}\sqrt{2},1\}", r"\{10^{-8}\sqrt{2},1\}"),
+        (r"(0,2^{-50}\pi)", r"(0,2^{-51}\pi)"),
+        (r"\frac{2^{2005}+1}{3\cdot 2^{2006}}", r"\frac{1}{3\cdot 2^{2006}}"),
+        ("n=2,3,4", "n=1,2,3"),
+        ("D=(0,1)", "D=(0,1.5)"),
+        (r"F_n=\sum_{k=0}^{n-1}F_kF_{n-k-1}", r"F_n=\sum_{k=0}^{n-2}F_kF_{n-k-2}"),
+        (r"19, 46, \text{ and } 82", "21, 36, and 82"),
+        (r"1-\frac{1}{\mathrm{e}}", r"1+\frac{1}{\mathrm{e}}"),
+        (r"\pm 2021", "2021"),
+        ("12:00", "1:00"),
+        (r"1:2:3:\ldots", r"1:4:9:\ldots"),
+        (r"1,2,\ldots,n", r"1,3,5,\ldots,2n-1"),
+        ("3*x-1*y+13=0", "3x+4y+14=0"),
+        ("4", r"4\sqrt(2)"),
+        ("12-i", "12.0-2.0i"),
+        ("1-i,1+i", "1+i,1-2.0i"),
+        ("x^2", "x^{2.1}"),
+        (r"28\%", "28 percentage points"),
+        ("12", r"\boldsymbol{1}+\boldsymbol{11}"),
+        ("12", r"\boldsymbol{12}\boldsymbol{3}"),
+        (r"12\text{ cm}", r"\mathbf{12}\text{ m}"),
+    ],
+)
+def test_answers_that_only_look_alike_do_not_score(reference, answer):
+    assert not judge(reference, answer)[0]
+
+
+def test_the_solution_of_a_row_whose_last_box_does_not_end_is_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": "2+3?", "solution": r"Not \boxed{4}, but \boxed{5"}))
+    with pytest.raises(ValueError, match=r"rows.jsonl, row 0: its last \\boxed\{\} does not end: 'Not"):
+        source(path=str(tmp_path / "rows.jsonl")).draw(0)
 
 
 def test_a_box_without_braces_is_read_from_solutions_alone(tmp_path):
