@@ -189,7 +189,7 @@ def _exact(expr: Any) -> Any:
 
 
 def _apart(gold: Any, parsed: Any) -> bool:
-    """Whether two numbers differ that math-verify rounds to the same: 2^{-77} and 2^{-76}, also within sets and pairs."""
+    """Whether two numbers differ that math-verify rounds to the same: 2^{-77} and 2^{-76}, also in sets and pairs."""
     from sympy import Expr, FiniteSet, I, Interval, Tuple
 
     if isinstance(gold, FiniteSet | Interval | Tuple) and type(gold) is type(parsed):
