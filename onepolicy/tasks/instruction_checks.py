@@ -9,7 +9,6 @@ One constraint is ours: keywords:in_order.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,6 +25,7 @@ from onepolicy.tasks.instruction_text import (
     without_blank_ends,
     words,
 )
+from onepolicy.tasks.nesting import read_json
 
 Check = Callable[..., bool]  # of a text, and keywords
 CHECKS: dict[str, Check] = {}
@@ -203,16 +203,12 @@ def _(text: str, section_spliter: Text, num_sections: Count) -> bool:
 
 @check("detectable_format:json_format")
 def _(text: str) -> bool:
-    """Stricter: an object or a list (a quoted sentence is JSON too), and no NaN, which JSON does not have."""
+    """Stricter: an object or a list (a quoted sentence is JSON too), and no NaN. Bounded: `nesting.py`."""
     text = re.sub(r"^```(?:json|Json|JSON)?|```$", "", text.strip()).strip()
     try:
-        return isinstance(json.loads(text, parse_constant=_no_json), (dict, list))
-    except (ValueError, RecursionError):
+        return isinstance(read_json(text), dict | list)
+    except ValueError:
         return False
-
-
-def _no_json(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 @check("detectable_format:title")
