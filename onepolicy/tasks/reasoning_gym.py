@@ -153,7 +153,7 @@ class ReasoningGymSource:
         answer = _extract(said, self.options.extract)
         if answer is None:
             return Grade(0.0, f"no answer found by extract: {self.options.extract}")
-        if too_deep(answer):
+        if too_deep(answer) or too_deep(answer.replace('"', "")):  # as JSON, and as Python, which has other strings
             return Grade(0.0, f"nested more than {MAX_DEPTH} deep")
         if not _may_be_evaluated(task.metadata["name"], answer):
             return Grade(0.0, "no plain list or formula, and the grader would evaluate it")

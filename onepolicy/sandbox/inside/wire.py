@@ -15,7 +15,6 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-MAX_MESSAGE = 1 << 24  # bytes
 MAX_DEPTH = 150  # of values in one another: Python's own limit differs between versions and builds
 SMALL = 1 << 63  # integers below travel as JSON numbers; larger ones in hex, which Python reads in linear time
 
@@ -27,10 +26,10 @@ class Gone(Exception):
 
 
 class Line:
-    """Messages over a socket, one line each."""
+    """Messages over a socket, one line each, of at most `limit` bytes."""
 
-    def __init__(self, link: socket.socket) -> None:
-        self._link, self._read = link, bytearray()
+    def __init__(self, link: socket.socket, limit: int) -> None:
+        self._link, self._read, self._limit = link, bytearray(), limit
 
     def send(self, message: Any) -> None:
         """Raises Gone when nobody reads any more."""
@@ -40,11 +39,11 @@ class Line:
             raise Gone("it has ended") from None
 
     def receive(self) -> Any:
-        """The next message. Raises Gone at the end, on garbage, and on more than MAX_MESSAGE."""
+        """The next message. Raises Gone at the end, on garbage, and on one that is too long."""
         seen = 0
         while (end := self._read.find(b"\n", seen)) < 0:
             seen = len(self._read)
-            if seen > MAX_MESSAGE:
+            if seen > self._limit:
                 raise Gone("its answer is too long")
             with contextlib.suppress(OSError):
                 self._read += self._link.recv(1 << 18)
