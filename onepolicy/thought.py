@@ -102,6 +102,11 @@ def harmony_pieces(text: str) -> list[tuple[str, str]]:
     return [("", text[: ends[0]]), *pieces]
 
 
+def speaks_harmony(text: str) -> bool:
+    """Whether a text is a whole response in Harmony's format, with an answer."""
+    return HARMONY_START.match(text) is not None and answer_of(text) is not None
+
+
 def separate_harmony(pieces: Iterable[tuple[str, str]]) -> Separated:
     """Thought and answer of a response in Harmony's format.
 

@@ -250,7 +250,7 @@ FAULTS = [
 def test_whatever_is_wrong_with_a_records_constraints_is_refused_or_skipped_and_told(tmp_path, fault):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (GOOD, {**GOOD, **fault}, GOOD)))
-    with pytest.raises(ValueError, match=r"rows.jsonl, row 1: .* \(unchecked: skip leaves such records out\)"):
+    with pytest.raises(ValueError, match=r"rows.jsonl, .*row 1: .* \(unchecked: skip leaves such records out\)"):
         [source(path=str(path)).draw(index) for index in range(3)]
     skipping = source(path=str(path), unchecked="skip")
     assert all(skipping.draw(index).reference == (("punctuation:no_comma", {}),) for index in range(4))

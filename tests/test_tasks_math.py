@@ -565,7 +565,7 @@ def test_answers_that_only_look_alike_do_not_score(reference, answer):
 
 def test_the_solution_of_a_row_whose_last_box_does_not_end_is_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": "2+3?", "solution": r"Not \boxed{4}, but \boxed{5"}))
-    with pytest.raises(ValueError, match=r"rows.jsonl, row 0: its last \\boxed\{\} does not end: 'Not"):
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 1, row 0: its last \\boxed\{\} does not end: 'Not"):
         source(path=str(tmp_path / "rows.jsonl")).draw(0)
 
 
