@@ -112,18 +112,27 @@ def separate_harmony(pieces: Iterable[tuple[str, str]]) -> Separated:
 
     The answer is what the channel `final` says behind the last thought; None when it says nothing there.
     """
-    thoughts, answers, header = list[str](), list[str](), ""
-    for marker, text in pieces:
-        if marker in ("<|start|>", "<|channel|>"):
-            header = text if marker == "<|start|>" else f"{header} {text}"
-        elif marker == "<|constrain|>":
-            header += text
-        elif marker == "<|message|>" and "final" in header.split():
+    thoughts, answers = list[str](), list[str]()
+    for header, text in harmony_messages(pieces):
+        if "final" in header:
             answers.append(text)
-        elif marker == "<|message|>":
+        else:
             thoughts.append(text.strip())
             answers.clear()
     return Separated("\n".join(thoughts), without_blank_lines("".join(answers)) if answers else None)
+
+
+def harmony_messages(pieces: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
+    """(words of the header, content) of each message: ["assistant", "commentary", "to=functions.look", "json"]."""
+    messages, header = list[tuple[list[str], str]](), ""
+    for marker, text in pieces:
+        if marker == "<|start|>":
+            header = text
+        elif marker in ("<|channel|>", "<|constrain|>"):
+            header += f" {text}"
+        elif marker == "<|message|>":
+            messages.append((header.split(), text))
+    return messages
 
 
 def _any(markers: Iterable[str]) -> re.Pattern[str]:

@@ -554,6 +554,8 @@ def test_common_notations_of_a_right_answer_score(reference, answer):
         ("1-i,1+i", "1+i,1-2.0i"),
         ("x^2", "x^{2.1}"),
         (r"28\%", "28 percentage points"),
+        (r"28\%", r"28\text{ per mille}"),
+        (r"28\%", "28 cm"),
         ("12", r"\boldsymbol{1}+\boldsymbol{11}"),
         ("12", r"\boldsymbol{12}\boldsymbol{3}"),
         (r"12\text{ cm}", r"\mathbf{12}\text{ m}"),

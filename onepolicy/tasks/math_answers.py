@@ -77,6 +77,8 @@ def _same_number(expected: Number, given: Number) -> tuple[bool, str]:
         return False, "a fraction that can be reduced"
     if other_unit(expected.unit, given.unit):
         return False, f"another unit: {given.unit!r}, not {expected.unit!r}"
+    if (expected.percent and given.unit) or (given.percent and expected.unit):
+        return False, "a percentage, and something with a unit"
     if expected.of and given.of and expected.of != given.of:
         return False, f"of {given.of}, not of {expected.of}"
     pairs = [(expected.value, given.value)]
