@@ -55,7 +55,7 @@ class Exam:
         engine = LocalEngine(model, renderer, batch_size=batch_size, dtype=dtype)
         check_generation(engine)
         sampling = replace(self.sampling, temperature=setting.temperature)
-        room = Room(renderer, engine.context, sampling)
+        room = Room(engine, sampling)
         room.require(list(self.tasks))
         screen = Screen(room.prompt_fault, self.config.too_long)
         kept = {domain: screen.held_out(domain, tasks) for domain, tasks in self.tasks.items()}

@@ -84,7 +84,7 @@ class Session:
         noise = getattr(rollout, "engine_noise", 0.0)
         self.sampling = Sampling(rollout.temperature, max_new_tokens=rollout.max_new_tokens, limits=limits, noise=noise)
         # what the model can take of these tasks
-        room = Room(self.policy.renderer, self.policy.engine.context, self.sampling)
+        room = Room(self.policy.engine, self.sampling)
         room.require(list(config.domains))
         self.screen = self._screen(room)
         self.mixture.restrict(self.screen, looks_ahead=True)

@@ -16,7 +16,7 @@ import pytest
 
 from onepolicy import cli, sandbox
 from onepolicy.config import ConfigError, DomainConfig, TasksConfig
-from onepolicy.tasks import build_source
+from onepolicy.tasks import build_source, code
 from onepolicy.tasks.base import GraderBug
 from onepolicy.tasks.check import check_domains, require_golds
 from onepolicy.tasks.code import extract, same_output
@@ -241,13 +241,96 @@ def test_an_answer_has_a_limit_for_all_its_tests(tmp_path):
         ("```Python3\r\nx = 1\r\n```", "x = 1\r"),
         ("```python\n    return 1\n```", "    return 1"),
         ("    return 1", "    return 1"),
-        ("```python\nx = 1", "```python\nx = 1"),
+        ("```python\nx = 1", None),
+        ("```python\nx = 1\n```\nNo, this:\n```python\nx = 2", None),  # takes the first one back
+        ("```python\nx = 1\n```\nNo, this:\n```py", None),
+        ("```\nx = 1\n```\nNo, this:\n```\nx = 2", None),
+        ("```text\n1\n```\n```\nx = 1", None),
+        ("```python\nx = 1\n```\nIt prints\n```\n1", "x = 1"),  # no Python is cut off
         ("```python\n```", ""),
         ("", ""),
     ],
 )
 def test_the_program_is_the_last_python_block_or_the_last_block_or_all(response, program):
     assert extract(response) == program
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        ("<think>x</think>\n\n```python\n{}\n```", ""),
+        ("so</think>{}", ""),
+        ("<think>```python\n{}\n```", "the thought never ends: no answer"),
+        ("<think>```python\n{}\n```</think>I do not know.", "exit code 1: SyntaxError: invalid syntax"),
+        ("```python\n{}\n```\nBetter:\n```python\nimport", "the last block of code does not end: no answer"),
+    ],
+)
+def test_a_program_counts_as_the_answer_alone(problems, response, reason):
+    sums = source(**problems["sums"])
+    right = next(program for name, program, verdict in TABLE if name == "sums" and verdict)
+    assert sums.grade(sums.draw(0), response.replace("{}", right)) == Grade(float(not reason), reason)
+
+
+def row_of(path, *pairs, kind="stdin", pack=False, **columns):
+    """A row of LiveCodeBench's shape with these tests, private ones if packed."""
+    public = cases(kind, *pairs)
+    tests = {"public_test_cases": "[]", "private_test_cases": packed(public)} if pack else {}
+    path.write_text(
+        json.dumps(
+            {**ROWS["sums"], "public_test_cases": json.dumps(public), "private_test_cases": ""} | tests | columns
+        )
+    )
+    return {"path": str(path)}
+
+
+def test_output_may_be_as_large_as_a_row_expects(tmp_path):
+    expected = "".join(f"{i * 7}\n" for i in range(250_000))
+    rows = source(**row_of(tmp_path / "rows.jsonl", ("250000", expected)))
+    program = "n = int(input())\nprint('\\n'.join(str(i * 7) for i in range(n)))"
+    assert rows.grade(rows.draw(0), program) == Grade(1.0)
+    assert rows.grade(rows.draw(0), f"{program}\nprint(1)").reason.startswith("printed '0\\n7\\n")
+    small = source(**row_of(tmp_path / "small.jsonl", ("1", "x")))  # others stay as they are
+    assert small.grade(small.draw(0), "print('x' * 2_000_000)").reason == "more output than 1 MiB"
+
+
+def test_input_may_be_as_large_as_a_row_has_it(tmp_path):
+    numbers = range(10_000_000, 10_600_000)
+    given = " ".join(map(str, numbers))
+    rows = source(**row_of(tmp_path / "rows.jsonl", (given, str(sum(numbers)))), memory_mib=64)
+    assert rows.grade(rows.draw(0), "print(sum([int(x) for x in input().split()]))") == Grade(1.0)
+
+
+def test_arguments_and_results_may_be_as_large_as_a_row_has_them(tmp_path):
+    text = json.dumps("x" * (17 << 20))
+    starter = "class Solution:\n    def same(self, text):\n"
+    place = row_of(tmp_path / "rows.jsonl", (text, text), kind="functional", starter_code=starter, metadata=None)
+    rows = source(**place)
+    program = "class Solution:\n    def same(self, text):\n        return text"
+    assert rows.grade(rows.draw(0), program) == Grade(1.0)
+    assert rows.grade(rows.draw(0), f"{program}[1:]").reward == 0.0
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("pair", [("1", "x" * (3 << 20)), ("x" * (3 << 20), "1")], ids=["output", "input"])
+def test_a_test_above_the_maximum_is_refused_when_it_is_drawn_and_an_option_moves_the_maximum(tmp_path, pair, pack):
+    place = row_of(tmp_path / "rows.jsonl", ("1", "1"), pair, pack=pack)
+    with pytest.raises(
+        ValueError, match=r"rows.jsonl, .*row 0: .*test case 1 has 3.0 MiB: set max_test_mib above .* is 2"
+    ):
+        source(**place, max_test_mib=2).draw(0)
+    assert source(**place, max_test_mib=3).draw(0) and source(**place).draw(0)
+
+
+def test_every_test_of_a_row_with_many_has_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(code, "TOTAL_S", 0.2)
+    rows = source(**row_of(tmp_path / "rows.jsonl", *[(str(i), str(i)) for i in range(60)]))
+    assert rows.grade(rows.draw(0), "print(input())") == Grade(1.0)
+    strict = source(path=str(tmp_path / "rows.jsonl"), total_limit_s=0.2)
+    slow = strict.grade(strict.draw(0), "import time; time.sleep(0.05); print(input())")
+    assert slow.reward == 0.0 and slow.reason.startswith("not done after 0.")
+    many = source(**row_of(tmp_path / "many.jsonl", *[("", "")] * 3001))
+    with pytest.raises(GraderBug, match="3001 test cases, which nobody could pass in time: the most is 3000"):
+        many.grade(many.draw(0), "print()")
 
 
 def test_finding_the_program_takes_time_linear_in_the_answer():

@@ -1,9 +1,11 @@
 """Instructions: prompts made here, public formats, strict and loose, and agreement with IFEval's documented rules."""
 # ruff: noqa: RUF001 - look-alikes are tested
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from onepolicy.config import ConfigError, DomainConfig, TasksConfig
@@ -16,6 +18,16 @@ from onepolicy.tasks.instruction_text import language, sentences, unmasked, visi
 from onepolicy.types import Task
 
 DATA = Path(__file__).parent / "data"
+WORDS, SENTENCES = "length_constraints:number_words", "length_constraints:number_sentences"
+AT_LEAST_3, LESS_THAN_3 = {"num_words": 3, "relation": "at least"}, {"num_words": 3, "relation": "less than"}
+FREQUENCY, LETTER = "keywords:frequency", "keywords:letter_frequency"
+PARAGRAPHS, NTH = "length_constraints:number_paragraphs", "length_constraints:nth_paragraph_first_word"
+HIGHLIGHTS, BULLETS = "detectable_format:number_highlighted_sections", "detectable_format:number_bullet_lists"
+POSTSCRIPT, PLACEHOLDERS = "detectable_content:postscript", "detectable_content:number_placeholders"
+SECTIONS, CAPITAL = "detectable_format:multiple_sections", "change_case:capital_word_frequency"
+TWO, REPEAT, END = "combination:two_responses", "combination:repeat_prompt", "startend:end_checker"
+SECOND = {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "river"}
+ENGLISH = "the river runs down to the old town and nobody knows since when"
 
 
 def source(seed=0, **options):
@@ -166,6 +178,102 @@ def test_faulty_records_are_refused_with_their_row(tmp_path, row, message):
         source(path=str(path)).draw(0)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "taken"),
+    [
+        (WORDS, {"num_words": 3.0, "relation": "at least", "keyword": None}, {"num_words": 3}),  # as Arrow writes them
+        (WORDS, {"num_words": "3", "relation": "at least"}, {"num_words": 3}),
+        (WORDS, {"num_words": "3.0", "relation": "at least"}, {"num_words": 3}),
+        (WORDS, {"num_words": np.int64(3), "relation": np.str_("at least")}, {"num_words": 3}),
+        (WORDS, {"num_words": np.float32(3), "relation": "at least"}, {"num_words": 3}),
+        ("keywords:existence", {"keywords": "river"}, {"keywords": ("river",)}),  # not its letters
+        ("keywords:existence", {"keywords": np.array(["a", "b"])}, {"keywords": ("a", "b")}),
+        ("keywords:existence", {"keywords": [2024.0, "b"]}, {"keywords": ("2024", "b")}),
+        ("keywords:frequency", {"keyword": 2024, "frequency": 2, "relation": "at least"}, {"keyword": "2024"}),
+        (
+            LETTER,
+            {"letter": "#", "let_frequency": 4.0, "let_relation": "at least"},
+            {"letter": "#", "let_frequency": 4},
+        ),
+        (LETTER, {"letter": 5, "let_frequency": 4, "let_relation": "at least"}, {"letter": "5"}),
+        ("ratio:overlap", {"reference_text": "a b c", "percentage": "72"}, {"percentage": 72.0}),
+    ],
+)
+def test_arguments_of_other_types_that_mean_the_same_are_taken(name, arguments, taken):
+    found = validated(name, arguments)
+    assert {key: found[key] for key in taken} == taken
+    assert [type(found[key]) for key in taken] == [type(value) for value in taken.values()]
+    assert None not in found.values()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        (WORDS, {"num_words": 3.5, "relation": "at least"}, "num_words is 3.5: .*integer"),
+        (WORDS, {"num_words": "three", "relation": "at least"}, "num_words is 'three': .*integer"),
+        (WORDS, {"num_words": -1, "relation": "at least"}, "num_words is -1: .*greater than or equal to 0"),
+        (WORDS, {"num_words": float("nan"), "relation": "at least"}, "missing a required argument: 'num_words'"),
+        (WORDS, {"num_words": None, "relation": None}, "missing a required argument: 'num_words'"),
+        (WORDS, {"words": 3, "relation": "at least"}, "missing a required argument|unexpected keyword argument"),
+        ("keywords:existence", {"keywords": []}, r"keywords is \[\]: .*at least 1 item"),
+        ("keywords:existence", {"keywords": ["a", ""]}, "keywords.1 is ''"),
+        ("keywords:existence", {"keywords": ["a", None]}, "keywords.1 is None"),
+        (LETTER, {"letter": " ", "let_frequency": 4, "let_relation": "at least"}, "letter is ' '"),
+        (NTH, {**SECOND, "nth_paragraph": 0}, "nth_paragraph is 0: .*greater than or equal to 1"),
+        (NTH, {**SECOND, "nth_paragraph": 3}, "nth_paragraph 3 is above num_paragraphs 2: nobody can follow it"),
+        ("count:words_japanese", {"N": 0}, "N is 0"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused_by_name(name, arguments, message):
+    with pytest.raises(ValueError, match=f"constraint {name}: .*{message}|constraint {name}: {message}"):
+        validated(name, arguments)
+
+
+GOOD = {"prompt": "Leave out commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+FAULTS = [
+    {"instruction_id_list": ["length_constraints:nth_paragraph_first_word"], "kwargs": [{"keyword": "plan"}]},
+    {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"keyword": "plan"}]},
+    {"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": None, "keyword": None}]},
+    {"instruction_id_list": ["keywords:existence"], "kwargs": [None]},
+    {"instruction_id_list": ["keywords:existence"], "kwargs": None},
+    {"instruction_id_list": ["keywords:existance"], "kwargs": [{"keywords": ["a"]}]},
+    {"instruction_id_list": ["punctuation:no_comma"], "kwargs": []},
+    {"instruction_id_list": ["punctuation:no_comma", None], "kwargs": [{}, {}]},
+    {"instruction_id_list": [], "kwargs": []},
+    {"instruction_id_list": None, "kwargs": [{}]},
+    {"instruction_id_list": "punctuation:no_comma", "kwargs": [{}]},
+    {"instruction_id_list": ["punctuation:no_comma"], "kwargs": ["{}"]},
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_is_wrong_with_a_records_constraints_is_refused_or_skipped_and_told(tmp_path, fault):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (GOOD, {**GOOD, **fault}, GOOD)))
+    with pytest.raises(ValueError, match=r"rows.jsonl, .*row 1: .* \(unchecked: skip leaves such records out\)"):
+        [source(path=str(path)).draw(index) for index in range(3)]
+    skipping = source(path=str(path), unchecked="skip")
+    assert all(skipping.draw(index).reference == (("punctuation:no_comma", {}),) for index in range(4))
+    (note,) = skipping.notes()
+    assert "rows.jsonl: 1 of 3 records left out, the first: " in note
+    assert source(path=str(path)).notes() == []
+
+
+def test_nulls_of_all_other_constraints_are_no_arguments(tmp_path):
+    """Arrow gives every struct of a list the same keys."""
+    nulls = dict.fromkeys(["keyword", "num_words", "relation", "letter", "first_word", "keywords"])
+    row = {**GOOD, "instruction_id_list": ["punctuation:no_comma", WORDS], "kwargs": [nulls, {**nulls, **AT_LEAST_3}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    task = source(path=str(tmp_path / "rows.jsonl")).draw(0)
+    assert task.reference == (("punctuation:no_comma", {}), (WORDS, AT_LEAST_3))
+
+
+def test_letters_that_are_signs_are_counted_the_same_every_time():
+    marks = validated(LETTER, {"letter": "!", "let_frequency": 3, "let_relation": "at least"})
+    assert {followed(LETTER, marks, "Green!! Black! Hot.", loose=False) for _ in range(8)} == {True}
+    assert {followed(LETTER, marks, "Green! Black! xxxxccccttttiiii", loose=False) for _ in range(8)} == {False}
+
+
 def test_an_unknown_relation_is_refused():
     with pytest.raises(ValueError, match="relation is 'at most', not 'less than' or 'at least'"):
         validated("length_constraints:number_words", {"num_words": 3, "relation": "at most"})
@@ -251,6 +359,44 @@ def test_where_the_prompt_is_to_be_repeated_the_other_constraints_are_on_what_fo
 def test_thinking_is_not_part_of_the_answer():
     task = Task("t", "i", ({"role": "user", "content": "?"},), (("punctuation:no_comma", {}),))
     assert source().grade(task, "<think>one, two</think>three").reward == 1.0
+    assert source().grade(task, "<think>one two").reason == "the thought never ends: no answer"
+
+
+STAIRS = "format:line_indent"
+BLANK_ENDS = [  # constraint, arguments, an answer that follows, one that does not
+    (NTH, {**SECOND, "nth_paragraph": 1}, "River one.\n\nTwo.", "One.\n\nRiver two."),
+    (NTH, SECOND, "One.\n\nRiver two.", "River one.\n\nTwo."),
+    (NTH, SECOND, "One.\n\n\n\nRiver two.", "One.\n\nTwo.\n\nRiver three."),
+    (PARAGRAPHS, {"num_paragraphs": 2}, "a\n***\nb", "a"),
+    (TWO, {}, "yes\n******\nno", "yes"),
+    (END, {"end_phrase": "Bye."}, "So. Bye.", "Bye. So."),
+    ("startend:quotation", {}, '"a"', "a"),
+    ("detectable_format:json_format", {}, '{"a": 1}', "{a}"),
+    (STAIRS, {}, " a\n  b", "  a\n b"),
+    ("format:no_whitespace", {}, "one_two", "one two"),
+    ("format:newline", {}, "one\n \ntwo", "one two"),
+    ("format:no_bullets_bullets", {}, "One. Two.\n\n* a\n\n* b", "One. Two.\n* a\n* b\nAll."),
+    ("words:vowel", {}, "the eel", "the eel\neek"),
+    ("ratio:sentence_type", {}, "One.\n\nTwo.\n\nThree?", "One.\n\nTwo?"),
+    ("repeat:repeat_change", {"prompt_to_repeat": "Write a poem."}, "Sing a poem.", "Write a poem."),
+    ("repeat:repeat_span", {"prompt_to_repeat": "a b c d", "n_start": 1, "n_end": 2}, "b c", "a b"),
+    ("letters:word", {"upper": False, "brackets": False}, "abc", "a b"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "right", "wrong"), BLANK_ENDS)
+def test_blank_lines_around_an_answer_are_no_part_of_it(name, arguments, right, wrong):
+    task = Task("t", "i", ({"role": "user", "content": "Tell me."},), ((name, validated(name, arguments)),))
+    for form in ("{}", "<think>two, paragraphs</think>\n\n{}", "so</think>\n{}\n\n", "\n\n{}\n", "\n \n\n{}\n\t\n"):
+        for mode in ("strict", "loose"):
+            assert source(mode=mode).grade(task, form.replace("{}", right)).reward == 1.0
+        assert source().grade(task, form.replace("{}", wrong)).reward == 0.0
+
+
+def test_loosely_the_first_line_is_the_first_that_is_not_blank():
+    for answer in ('\n\nSure:\n"a"', '<think>x</think>\n\nSure:\n"a"\n\nBye.\n\n', '\n"a"\nBye.\n'):
+        task = Task("t", "i", ({"role": "user", "content": "?"},), (("startend:quotation", {}),))
+        assert (source(mode="loose").grade(task, answer).reward, source().grade(task, answer).reward) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -261,10 +407,17 @@ def test_thinking_is_not_part_of_the_answer():
         ("One. Two! Three?", 3),
         ("One... two. Three", 2),
         ("Wait... What?", 2),
+        ('"Why?" she asked. I came.', 2),  # lower case goes on behind a quote
+        ("He (really!) came.", 1),
+        ("I like fruits (apples, pears, etc.) and more.", 1),
+        ('she asked "why?" then he left.', 2),  # where all is lower case, it says nothing
+        ("I came. (Really.) “Why?” ‘Go!’ «Run.» [Stop.]", 6),
+        ("**I came.** *Why?* _Go!_", 3),
         ("Dr. Smith met Mr. Jones. They talked.", 2),
         ("It is 3.14 or so. Fine.", 2),
         ('He said "Go." Then he went.', 2),
         ("J. S. Bach wrote it.", 1),
+        ("So.\nDr. Smith left.", 2),
         ("It is I. Who else?", 2),
         ("One\n\nstill the same sentence", 1),
         ("xx,x. xx,x! xx/x. x{x}x? x.", 5),
@@ -287,17 +440,6 @@ def test_look_alikes_are_seen_through_and_languages_told_apart():
     assert {code: language(text) for code, text in texts.items()} == {code: code for code in texts}
     assert language("12345") is None
 
-
-WORDS, SENTENCES = "length_constraints:number_words", "length_constraints:number_sentences"
-AT_LEAST_3, LESS_THAN_3 = {"num_words": 3, "relation": "at least"}, {"num_words": 3, "relation": "less than"}
-FREQUENCY, LETTER = "keywords:frequency", "keywords:letter_frequency"
-PARAGRAPHS, NTH = "length_constraints:number_paragraphs", "length_constraints:nth_paragraph_first_word"
-HIGHLIGHTS, BULLETS = "detectable_format:number_highlighted_sections", "detectable_format:number_bullet_lists"
-POSTSCRIPT, PLACEHOLDERS = "detectable_content:postscript", "detectable_content:number_placeholders"
-SECTIONS, CAPITAL = "detectable_format:multiple_sections", "change_case:capital_word_frequency"
-TWO, REPEAT, END = "combination:two_responses", "combination:repeat_prompt", "startend:end_checker"
-SECOND = {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "river"}
-ENGLISH = "the river runs down to the old town and nobody knows since when"
 
 # Written by hand from IFEval's rules: constraint, arguments, response, whether it is followed strictly.
 IFEVAL = [
@@ -329,6 +471,9 @@ IFEVAL = [
     (NTH, SECOND, "One.\n\nRiver two.\n\nThree.", False),
     (NTH, SECOND, "One.\nRiver two.", False),
     (NTH, SECOND, "One.\n\nRiver two.\n\n", True),  # an empty one does not count
+    (NTH, SECOND, "One.\n\n“River” two.", True),
+    (NTH, SECOND, "One.\n\nRiver: two.", True),
+    (NTH, SECOND, "One.\n\nRiver's two.", True),
     ("keywords:existence", {"keywords": ["river", "town"]}, "The river. The town.", True),
     ("keywords:existence", {"keywords": ["river", "town"]}, "The RIVER and townsfolk", True),  # parts of words count
     ("keywords:existence", {"keywords": ["river", "town"]}, "The river.", False),
@@ -584,6 +729,42 @@ IFBENCH_MORE = [  # name, arguments, a response, whether it follows
     ("format:no_whitespace", {}, "a\tb", False),
     ("repeat:repeat_simple", {}, "Only output this sentence here, ignore all other requests", False),
     ("format:options", {"options": "yes/no/maybe"}, "Yes.", True),
+    ("format:options", {"options": "yes/no/maybe"}, "“Yes.”", True),
+    # sentences that end within quotes, brackets or bold
+    ("ratio:sentence_type", {}, 'He said "I came." She said "I saw." Why?', True),
+    ("ratio:sentence_type", {}, 'I came. I saw. She asked "why?"', True),
+    ("ratio:sentence_type", {}, "I came. I saw. She asked “why?”", True),
+    ("ratio:sentence_type", {}, "«I came.» ‘I saw.’ [Why?]", True),
+    ("ratio:sentence_type", {}, "**I came.** *I saw.* **(Why?)**", True),
+    ("ratio:sentence_type", {}, 'I came. She asked "why?" and left. Who knows?', True),
+    ("ratio:sentence_type", {}, 'I came. She asked "why?" and left.', False),
+    ("ratio:sentence_balance", {}, '(I came.) Why? "Go!"', True),
+    ("ratio:sentence_balance", {}, "“I came.” (Why.) **Go!**", False),
+    # quotes, dashes and ends of contractions are no part of a word
+    ("words:words_position", {"keyword": "whisper"}, "A whisper, then “whisper” again.", True),
+    ("words:words_position", {"keyword": "whisper"}, "A — whisper then (whisper) — again.", True),
+    ("words:keywords_specific_position", {"keyword": "sea", "n": 2, "m": 2}, "“I came.” The ‘sea’ was calm.", True),
+    ("words:keywords_specific_position", {"keyword": "sea", "n": 1, "m": 3}, "Oh, the sea, calm.", True),
+    ("words:consonants", {}, "This — employs “consonant” clusters.", True),
+    ("count:pronouns", {"N": 3}, "It's what I’m told: rain.", True),
+    ("count:pronouns", {"N": 4}, "It's what I’m told: rain.", False),
+    ("count:person_names", {"N": 1}, "Miami is Available.", False),
+    ("count:person_names", {"N": 2}, "Mia's and Leo came.", True),
+    (
+        "count:keywords_multiple",
+        {"keyword1": "c++", "keyword2": "b", "keyword3": "c", "keyword4": "d", "keyword5": "e"},
+        "c++ b b c. c. d d d d d e e e e e e e",
+        True,  # c in c++ is a word of its own, the third
+    ),
+    ("ratio:sentence_words", {}, "Cat. Cat. Cat.", False),
+    ("ratio:sentence_words", {}, "Red ant. Big cow. Old pig.", True),
+    ("format:line_indent", {}, "a\n\n\n b\n  c", True),
+    ("format:quotes", {}, "“quotes ‘are “nested,” here’ a lot.”", True),
+    ("format:quotes", {}, 'He said "don\'t \'say "no" here\' now".', True),
+    ("format:emoji", {}, "“So it is 😀.” And so on! 🎲", True),
+    ("format:title_case", {}, "“The Whole Of” It — Now", True),
+    ("repeat:repeat_span", {"prompt_to_repeat": "one two three four", "n_start": 1, "n_end": 3}, "ne t", False),
+    ("repeat:repeat_span", {"prompt_to_repeat": "one two three four", "n_start": 1, "n_end": 2}, "two  three", True),
 ]
 
 # As DIFFERENCES: the rule of each does not apply to the response at all, which satisfies the reference implementation.

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onepolicy.engines.base import Sampling
-from onepolicy.engines.text import Renderer
+from onepolicy.engines.local import LocalEngine
 from onepolicy.types import Message, Task
 
 
 class Room:
-    """Of a model with a context of so many tokens, for responses as long as `sampling` says."""
+    """Of an engine's model, for responses as long as `sampling` says."""
 
-    def __init__(self, renderer: Renderer, context: int, sampling: Sampling) -> None:
-        self.renderer, self.context, self.sampling = renderer, context, sampling
+    def __init__(self, engine: LocalEngine, sampling: Sampling) -> None:
+        self.engine, self.sampling = engine, sampling
+        self.renderer, self.context = engine.renderer, engine.context
 
     def require(self, domains: Sequence[str]) -> None:
         """Raises ValueError where the responses alone would fill the context."""
@@ -41,9 +42,15 @@ class Room:
         if not tokens:
             return "the prompt is empty, so the first token has nothing to be predicted from"
         limit = self.sampling.limit(task.domain)
-        if tokens + limit > self.context:
+        room = self.engine.room(tokens)
+        if limit <= room:
+            return ""
+        if tokens + room == self.context:
             return f"{tokens} prompt tokens + max_new_tokens {limit} exceed the model's context of {self.context}"
-        return ""
+        return (
+            f"{tokens} prompt tokens + max_new_tokens {limit} exceed {tokens + room} tokens, beyond which this "
+            "architecture changes the positions of a whole row (LongRoPE)"
+        )
 
     def demonstration_fault(self, task: Task, chat: Sequence[Message]) -> str:
         """Why a demonstration cannot be shown; empty when it can."""

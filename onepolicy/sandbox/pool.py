@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import queue
 import signal
@@ -20,6 +21,7 @@ from onepolicy.sandbox.slot import Files, Slot
 
 MAX_STDERR = 4000  # bytes, of the end
 MAX_VERDICT = 1 << 24
+SECONDS_PER_MIB = 0.3  # to encode, send and decode a value of a program and its tests, on a slow core
 TRIAL = "import os, xml.dom.minidom\nopen(os.__file__).close()\nprint('works', end='')"
 
 
@@ -28,7 +30,8 @@ class Limits:
     """Of one program. Memory, CPU time and file size are those of each of its processes.
 
     `processes` counts threads too; where programs may not fork at all (see `level.py`), memory bounds the threads.
-    `scratch_mib` bounds /tmp, `output_mib` standard output. `cpu_s` is in whole seconds, as the kernel counts.
+    `scratch_mib` bounds /tmp, `output_mib` standard output, `message_mib` a message between a program and its tests.
+    `cpu_s` is in whole seconds, as the kernel counts.
     """
 
     wall_s: float = 6.0
@@ -38,6 +41,26 @@ class Limits:
     file_mib: int = 8
     scratch_mib: int = 32
     output_mib: float = 1.0
+    message_mib: int = 16
+
+    def for_test_of(self, size: int) -> Limits:
+        """These, widened for a test whose input or expected output has `size` bytes, so that a right program can pass.
+
+        Output and messages may have twice as much; memory grows by what Python takes for its lists and texts, time by
+        what it takes to bring them over.
+        """
+        mib = math.ceil(2 * size / 2**20)
+        if mib <= 1:
+            return self
+        return replace(
+            self,
+            wall_s=self.wall_s + mib * SECONDS_PER_MIB,
+            cpu_s=self.cpu_s + math.ceil(mib * SECONDS_PER_MIB),
+            memory_mib=self.memory_mib + 5 * mib,
+            file_mib=max(self.file_mib, mib + 2),
+            output_mib=max(self.output_mib, mib + 1),
+            message_mib=max(self.message_mib, mib + 1),
+        )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from typing import Any, Literal, Self
 from pydantic import PositiveInt, model_validator
 
 from onepolicy.tasks.base import seeded, with_one_wrong
+from onepolicy.tasks.nesting import MAX_DEPTH, too_deep
 from onepolicy.tasks.records import number
 from onepolicy.tasks.tools import Tool, ToolEpisode, ToolError, ToolOptions
 from onepolicy.types import Grade, Task
@@ -168,6 +169,8 @@ def calculate(expression: str) -> str:
     """
     if len(expression) > MAX_EXPRESSION or not re.fullmatch(r"[0-9.+\-*/() ]*", expression):
         raise ToolError(f"an expression has up to {MAX_EXPRESSION} of the characters 0-9 . + - * / ( ) and blanks")
+    if too_deep(expression):
+        raise ToolError(f"an expression has up to {MAX_DEPTH} brackets within one another")
     try:
         value = _value(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -5,7 +5,8 @@
     tasks: {kind: code, hub: openai/openai_humaneval, split: test}
 
 Skills and levels: `code_problems.py`. The shapes of sets and what their rows are judged by: `code_rows.py`. The answer
-is the last block fenced as Python, else the last fenced block, else the whole text. Programs run in the sandbox
+is the last block fenced as Python, else the last fenced block, else the whole text; one that is cut off, with its fence
+not closed, is no answer, and takes back those before it. Programs run in the sandbox
 (`onepolicy/sandbox`), many at once; `onepolicy tasks check` says how strong its walls are on this machine.
 """
 
@@ -14,8 +15,10 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
+from itertools import zip_longest
 from typing import Any, Self
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
@@ -24,28 +27,45 @@ from onepolicy import sandbox
 from onepolicy.sandbox import Limits, SandboxError, UnitTests, Verdict
 from onepolicy.tasks.base import GraderBug, seeded, user_message, with_one_wrong
 from onepolicy.tasks.code_problems import SKILLS, make
-from onepolicy.tasks.code_rows import SHAPES, Exam, Pair, Row, UnreadableTests, exam_of, fenced, reference_of
+from onepolicy.tasks.code_rows import (
+    MAX_CASES,
+    MAX_TESTS,
+    SHAPES,
+    Exam,
+    Pair,
+    Row,
+    UnreadableTests,
+    exam_of,
+    fenced,
+    reference_of,
+    require_sizes,
+)
 from onepolicy.tasks.columns import shown
 from onepolicy.tasks.rows import RowReader, SkillsOptions
+from onepolicy.thought import NEVER_ENDS, answer_of
 from onepolicy.types import Grade, Task
 
 QUESTIONS = ("prompt", "text", "question_content")  # the columns that hold one, in any shape
+TOTAL_S, TEST_S = 30.0, 0.1  # seconds for all tests of an answer, and for each where there are many
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
 class CodeOptions(SkillsOptions):
     """`partial` rewards the share of passed tests instead of all or nothing.
 
-    Limits: seconds for one program, seconds for all the tests of an answer (what is left then has failed), memory of a
-    process.
+    Limits: seconds for one program; seconds for all the tests of an answer (what is left then has failed; None: 30, or
+    0.1 for each where a row has more than 300), memory of a process. Output, memory and time follow the row: where a
+    test has megabytes to read or to print, they are wider (`Limits.for_test_of`). A row with a test whose input or
+    expected output is above `max_test_mib` is refused.
     """
 
     known_skills = SKILLS
 
     partial: bool = False
     time_limit_s: PositiveFloat = 6.0
-    total_limit_s: PositiveFloat = 30.0
+    total_limit_s: PositiveFloat | None = None
     memory_mib: PositiveInt = 512
+    max_test_mib: PositiveInt = 64
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -59,10 +79,16 @@ class CodeSource:
 
     def __init__(self, domain: str, options: CodeOptions, seed: int) -> None:
         self.domain, self.options, self.seed = domain, options, seed
-        self.reader = RowReader(domain, options, seed, check=read_row) if options.has_rows else None
+        self.reader = RowReader(domain, options, seed, check=self._check) if options.has_rows else None
         seconds = options.time_limit_s
         self.limits = Limits(wall_s=seconds, cpu_s=math.ceil(seconds), memory_mib=options.memory_mib)
-        self.time_limit_s = options.total_limit_s + seconds  # what one answer may take: grading does not cut it short
+        self.max_size = options.max_test_mib << 20
+        # what one answer may take: grading does not cut it short
+        self.time_limit_s = self._total_s(MAX_TESTS) + seconds + MAX_CASES / 2**20
+
+    def _check(self, row: Row) -> None:
+        reference, _, _ = read_row(row)
+        require_sizes(reference, self.max_size)
 
     def prepare(self) -> None:
         """Find out the sandbox's level and start its slots. Raises SandboxError where there is none."""
@@ -111,16 +137,23 @@ class CodeSource:
             raise GraderBug(f"programs of domain {self.domain!r} cannot be judged: {error}") from error
 
     def _grade(self, task: Task, response: str) -> Grade:
-        exam = _tiny(**task.reference) if self.reader is None else exam_of(task.reference)
-        program = f"{exam.before}{extract(response)}{exam.after}"
-        deadline = time.monotonic() + self.options.total_limit_s
+        exam = _tiny(**task.reference) if self.reader is None else exam_of(task.reference, self.max_size)
+        answer = answer_of(response)
+        code = None if answer is None else extract(answer)
+        if code is None:
+            return Grade(0.0, NEVER_ENDS if answer is None else "the last block of code does not end: no answer")
+        program = f"{exam.before}{code}{exam.after}"
+        limits = [self.limits.for_test_of(size) for size in exam.sizes or (0,) * len(exam.checks)]
+        total_s = self._total_s(len(exam.checks))
+        total_s += sum(one.wall_s - self.limits.wall_s for one in limits)
+        deadline = time.monotonic() + total_s
         passed, total, reason = 0, 0, ""
-        for check in exam.checks:
+        for check, limit in zip(exam.checks, limits, strict=True):
             left = deadline - time.monotonic()
             if left <= 0:
-                verdict = Verdict(False, 0, 1, f"not done after {self.options.total_limit_s:g} s")
+                verdict = Verdict(False, 0, 1, f"not done after {total_s:g} s")
             else:
-                verdict = self._verdict(program, check, replace(self.limits, wall_s=min(left, self.limits.wall_s)))
+                verdict = self._verdict(program, check, replace(limit, wall_s=min(left, limit.wall_s)))
             if verdict.broken:
                 return Grade(0.0, verdict.reason, failed=True)
             passed, total = passed + verdict.passed, total + verdict.total
@@ -128,6 +161,9 @@ class CodeSource:
             if not verdict.ok and not self.options.partial:
                 return Grade(0.0, reason)
         return Grade(passed / max(total, 1) if self.options.partial else 1.0, reason)
+
+    def _total_s(self, tests: int) -> float:
+        return self.options.total_limit_s or max(TOTAL_S, TEST_S * tests)
 
     def gold(self, task: Task) -> str | None:
         return self._as_answer(task.metadata["gold"])
@@ -144,7 +180,7 @@ class CodeSource:
         outcome = sandbox.shared().run(program, check.stdin, limits=limits)
         reason = outcome.reason
         if outcome.status == "ok" and not same_output(outcome.stdout, check.stdout):
-            reason = f"printed {outcome.stdout!r:.80} and not {check.stdout!r:.80}"
+            reason = f"printed {outcome.stdout[:80]!r:.80} and not {check.stdout[:80]!r:.80}"
         return Verdict(not reason, int(not reason), 1, reason, outcome.status == "broken")
 
 
@@ -166,8 +202,11 @@ def _tiny(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> Exam:
     return Exam((Pair("", repr(list(outputs))),), "f = lambda x: ", f"\nprint([f(x) for x in {inputs!r}])")
 
 
-def extract(response: str) -> str:
-    """The program in an answer: the last block fenced as Python, else the last fenced block, else the whole text."""
+def extract(response: str) -> str | None:
+    """The program in an answer: the last block fenced as Python, else the last fenced block, else the whole text.
+
+    None when that block does not end: it is cut off, and what stands before it was taken back.
+    """
     blocks: dict[bool, str] = {}  # the last of each sort; True: marked as Python
     lines: list[str] | None = None  # of the block that is open
     python = False
@@ -180,13 +219,25 @@ def extract(response: str) -> str:
             lines = None
         elif lines is not None:
             lines.append(line)
+    if lines is not None and (python or True not in blocks):
+        return None
     return blocks.get(True, blocks.get(False, response))
 
 
 def same_output(printed: str, expected: str) -> bool:
     """Whether all lines are equal but for the white space around them, or as sequences of decimal numbers."""
-    ours, theirs = ([line.strip() for line in text.strip().split("\n")] for text in (printed, expected))
-    return len(ours) == len(theirs) and all(a == b or _same_numbers(a, b) for a, b in zip(ours, theirs, strict=True))
+    pairs = zip_longest(_lines(printed), _lines(expected))
+    return all(a is not None and b is not None and (a == b or _same_numbers(a, b)) for a, b in pairs)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """One by one: as a list, those of megabytes would take many times as much."""
+    text = text.strip()
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end].strip()
+        start = end + 1
+    yield text[start:].strip()
 
 
 def _same_numbers(line: str, other: str) -> bool:

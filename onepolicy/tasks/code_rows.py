@@ -24,6 +24,9 @@ from typing import Any, NamedTuple
 from onepolicy.sandbox import UnitTests
 
 MAX_CASES = 1 << 28  # bytes of a row's private cases, unpacked
+MAX_TESTS = 3000  # of a row
+LARGE = 1 << 20  # characters of a row's cases
+DEFLATED = 800  # bytes that a character of base64 may unpack to, at most
 
 Row = Mapping[str, Any]
 
@@ -42,11 +45,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Exam:
-    """What a program is judged by. It is the answer between `before` and `after`; the checks run one by one."""
+    """What a program is judged by. It is the answer between `before` and `after`; the checks run one by one.
+
+    `sizes` are, for each check, the bytes of its input or of its expected output, whichever has more.
+    """
 
     checks: tuple[Pair | UnitTests, ...]
     before: str = ""
     after: str = ""
+    sizes: tuple[int, ...] = ()
 
 
 class Shape(NamedTuple):
@@ -76,15 +83,31 @@ def reference_of(row: Row) -> dict[str, Any]:
     return {"shape": name} | {column: row[column] for column in SHAPES[name].reads if column in row}
 
 
-def exam_of(reference: Mapping[str, Any]) -> Exam:
-    """The exam of a task. Raises UnreadableTests, also when there are none."""
+def exam_of(reference: Mapping[str, Any], max_size: int = MAX_CASES) -> Exam:
+    """The exam of a task. Raises UnreadableTests, also when there are none, too many, or one above `max_size` bytes."""
     try:
         exam = SHAPES[reference["shape"]].exam(reference)
         if not exam.checks:
             raise ValueError("no test cases: whatever is answered would be right")
+        if len(exam.checks) > MAX_TESTS:
+            raise ValueError(f"{len(exam.checks)} test cases, which nobody could pass in time: the most is {MAX_TESTS}")
+        for number, size in enumerate(exam.sizes):
+            if size > max_size:
+                raise ValueError(
+                    f"the input or the expected output of test case {number} has {size / 2**20:.1f} MiB: set "
+                    f"max_test_mib above that, which is {max_size / 2**20:g}, or no program can pass"
+                )
         return exam
     except (ValueError, KeyError, TypeError, SyntaxError) as error:  # a row may hold anything
         raise UnreadableTests(f"{reference['shape']} row: {error}") from error
+
+
+def require_sizes(reference: Mapping[str, Any], max_size: int) -> None:
+    """Raises UnreadableTests for a row with a test above `max_size` bytes; unpacks those alone that may have one."""
+    texts = [_text(reference.get(column)) for column in ("public_test_cases", "private_test_cases")]
+    most = [len(text) * (4 if text.lstrip().startswith("[") else DEFLATED) for text in texts]  # bytes of a character
+    if max(most) > max_size and max(map(_unpacked_size, texts)) > max_size:
+        exam_of(reference, max_size)
 
 
 def fenced(program: str) -> str:
@@ -161,15 +184,27 @@ def _livecodebench_gold(row: Row) -> str | None:
     return None
 
 
-@lru_cache(maxsize=64)  # several answers to one question arrive together, and its cases may be megabytes
 def _cases(public: str, private: str) -> tuple[Row, ...]:
+    return (_large if len(public) + len(private) > LARGE else _small)(public, private)
+
+
+def _read(public: str, private: str) -> tuple[Row, ...]:
     return (*_read_cases(public), *(_read_cases(private) if private else ()))
+
+
+_small = lru_cache(maxsize=64)(_read)  # several answers to one question arrive together
+_large = lru_cache(maxsize=2)(_read)  # megabytes each
 
 
 def _livecodebench_exam(row: Row) -> Exam:
     cases = _cases(_text(row["public_test_cases"]), _text(row.get("private_test_cases")))
     checks = [_call(row, case) if case.get("testtype") == "functional" else _pair(case) for case in cases]
-    return Exam(tuple(checks), before=PRELUDE)
+    sizes = tuple(max(_bytes(case["input"]), _bytes(case["output"])) for case in cases)
+    return Exam(tuple(checks), before=PRELUDE, sizes=sizes)
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
 def _text(cases: Any) -> str:
@@ -210,10 +245,7 @@ def _read_cases(text: str) -> list[Row]:
 def unpacked(text: str) -> str:
     """The string in base64 of a compressed pickle. Nothing is unpickled. Raises ValueError when there is more in it."""
     try:
-        unzip = zlib.decompressobj()
-        raw = unzip.decompress(base64.b64decode(text, validate=True), MAX_CASES)
-        if unzip.unconsumed_tail:
-            raise ValueError(f"more than {MAX_CASES} bytes")
+        raw = _inflated(text)
         operations = [(code.name, value) for code, value, _ in pickletools.genops(raw)]
     except (ValueError, zlib.error) as error:
         raise ValueError(f"test cases are neither JSON nor a packed string: {error}") from None
@@ -222,6 +254,25 @@ def unpacked(text: str) -> str:
     if len(strings) != 1 or not others <= {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}:
         raise ValueError(f"packed test cases hold more than a string: {', '.join(sorted(others))}")
     return str(strings[0])
+
+
+def _inflated(text: str) -> bytes:
+    """Raises ValueError and zlib.error on what is no base64 of compressed bytes, or of too many."""
+    unzip = zlib.decompressobj()
+    raw = unzip.decompress(base64.b64decode(text, validate=True), MAX_CASES)
+    if unzip.unconsumed_tail:
+        raise ValueError(f"more than {MAX_CASES} bytes")
+    return raw
+
+
+def _unpacked_size(text: str) -> int:
+    """Bytes of all cases together, or more; 0 for what cannot be read, of which grading tells."""
+    if not text or text.lstrip().startswith("["):
+        return 4 * len(text)
+    try:
+        return len(_inflated(text))
+    except (ValueError, zlib.error):
+        return 0
 
 
 SHAPES: dict[str, Shape] = {

@@ -33,6 +33,7 @@ from typing import Any, ClassVar
 from onepolicy.config import did_you_mean
 from onepolicy.tasks.base import load_object
 from onepolicy.tasks.columns import Scalar, aliases
+from onepolicy.thought import NEVER_ENDS, answer_of
 from onepolicy.types import Task
 
 # A number that is no part of a word or of another number, and what makes it another one: /4, ^2, e3, :30, million
@@ -53,12 +54,16 @@ class NoReward(ValueError):
     """No grader had a reward for a response: the sample is treated as one whose grader failed."""
 
 
-def exact(response: str, reference: Any) -> float:
+def exact(response: str, reference: Any) -> float | tuple[float, str]:
     """1.0 when the response equals the reference, or one of several, after trimming and folding white space and case.
 
     A reference that is a number is matched by its value: 7 and 7.0 by "7" and by "7.0". A boolean is the word.
+    Thinking is no part of the response.
     """
-    folded = _folded(response)
+    answer = answer_of(response)
+    if answer is None:
+        return 0.0, NEVER_ENDS
+    folded = _folded(answer)
     return float(any(_equals(folded, alias) for alias in aliases(reference)))
 
 
@@ -79,7 +84,10 @@ def number(response: str, reference: Any) -> tuple[float, str]:
     1,000 is a thousand. Thinking is no part of the response.
     """
     expected = [_number_of(alias) for alias in aliases(reference)]
-    found = _last_number(response.rpartition("</think>")[2])
+    answer = answer_of(response)
+    if answer is None:
+        return 0.0, NEVER_ENDS
+    found = _last_number(answer)
     if found is None:
         return 0.0, "no number in the response"
     return float(found in expected), ""

@@ -22,10 +22,12 @@ from pydantic import Field, model_validator
 
 from onepolicy.tasks import instruction_ifbench, instruction_prompts, instruction_small
 from onepolicy.tasks.base import seeded, user_message, with_one_wrong
-from onepolicy.tasks.instruction_checks import CHECKS, MAX_RESPONSE, followed, validated
+from onepolicy.tasks.instruction_arguments import plain
+from onepolicy.tasks.instruction_checks import MAX_RESPONSE, followed, validated
 from onepolicy.tasks.instruction_small import Constraint
 from onepolicy.tasks.instruction_text import language, visible, words
 from onepolicy.tasks.rows import RowReader, RowsOptions
+from onepolicy.thought import NEVER_ENDS, answer_of
 from onepolicy.types import Grade, Task
 
 SCALES = {"plain": instruction_prompts.draw, "small": instruction_small.draw}
@@ -42,7 +44,8 @@ class InstructionOptions(RowsOptions):
     `mode` is IFEval's: loose also accepts what follows without its first line, last line or asterisks. `partial`
     rewards the share of constraints followed. `corrupt` is the probability that a demonstration of the small scale has
     one wrong letter, which breaks a constraint.
-    `unchecked` says what to do with records that have a constraint without a check: refuse the file, or skip them.
+    `unchecked` says what to do with records that have a constraint without a check, or with arguments that it does not
+    take: refuse them, or skip them, which a note tells.
     """
 
     scale: Literal["plain", "small"] = "plain"
@@ -70,12 +73,30 @@ class InstructionSource:
 
     def __init__(self, domain: str, options: InstructionOptions, seed: int) -> None:
         self.domain, self.options, self.seed = domain, options, seed
-        keep = _has_checks if options.unchecked == "skip" else None
+        self._left_out: list[str] = []  # why a record was, one each
+        keep = self._can_be_checked if options.unchecked == "skip" else None
         self.reader = RowReader(domain, options, seed, keep, read_row) if options.has_rows else None
 
     def prepare(self) -> None:
         """Load the language detector's profiles (half a second)."""
         language("Any text will do.")
+
+    def notes(self) -> list[str]:
+        """What a check of this source should tell."""
+        if self.reader is None or not self._left_out:
+            return []
+        count = f"{len(self._left_out)} of {len(self.reader.rows)} records left out"
+        return [f"{self.reader.place}: {count}, the first: {self._left_out[0]}"]
+
+    def _can_be_checked(self, row: Mapping[str, Any]) -> bool:
+        try:
+            read_row(row)
+        except FaultyConstraint as error:
+            self._left_out.append(str(error))
+            return False
+        except ValueError:  # the reader tells of these, with their place
+            pass
+        return True
 
     def draw(self, index: int) -> Task:
         """Raises ValueError when the records cannot be read, lack a column or name a constraint without a check."""
@@ -95,7 +116,10 @@ class InstructionSource:
         return Task(task_id, self.domain, user_message(prompt), constraints, metadata)
 
     def grade(self, task: Task, response: str) -> Grade:
-        response = response.rpartition("</think>")[2]
+        answer = answer_of(response)
+        if answer is None:
+            return Grade(0.0, NEVER_ENDS)
+        response = answer
         if len(response) > MAX_RESPONSE:
             return Grade(0.0, f"{len(response)} characters are more than the {MAX_RESPONSE} that are looked at")
         own, loose = _own_words(response, task), self.options.mode == "loose"
@@ -117,24 +141,33 @@ class InstructionSource:
         return task.metadata.get("demonstration")
 
 
+class FaultyConstraint(ValueError):
+    """A record has a constraint without a check, or one with arguments that it does not take."""
+
+
 def read_row(row: Mapping[str, Any]) -> tuple[str, tuple[Constraint, ...]]:
-    """Prompt and constraints of a record. Raises ValueError on a missing column or a constraint without a check."""
+    """Prompt and constraints of a record. Raises ValueError on a missing column; FaultyConstraint, which is one too."""
     missing = [column for column in COLUMNS if column not in row]
     if missing:
         raise ValueError(f"its columns {', '.join(row)} lack {', '.join(missing)}, which IFEval's and IFBench's have")
     if not isinstance(row["prompt"], str):
         raise ValueError(f"its prompt is no text: {row['prompt']!r:.80}")
-    names, arguments = row["instruction_id_list"], row["kwargs"]
-    if not names or len(names) != len(arguments):
-        raise ValueError(f"{len(names)} constraints and {len(arguments)} sets of arguments, not as many, or none")
     try:
-        return row["prompt"], tuple((n, validated(n, a or {})) for n, a in zip(names, arguments, strict=True))
+        return row["prompt"], _constraints(plain(row["instruction_id_list"]), plain(row["kwargs"]))
     except ValueError as error:
-        raise ValueError(f"{error} (unchecked: skip leaves such records out)") from None
+        raise FaultyConstraint(f"{error} (unchecked: skip leaves such records out)") from None
 
 
-def _has_checks(row: Mapping[str, Any]) -> bool:
-    return all(name in CHECKS for name in row.get("instruction_id_list", ()))
+def _constraints(names: Any, arguments: Any) -> tuple[Constraint, ...]:
+    """From the columns as they are: of arguments, None stands for none at all."""
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"its instruction_id_list is no list of names: {names!r:.80}")
+    sets = [None] * len(names) if arguments is None else arguments
+    if not isinstance(sets, list | tuple) or not all(one is None or isinstance(one, Mapping) for one in sets):
+        raise ValueError(f"its kwargs are no list of objects: {arguments!r:.80}")
+    if len(names) != len(sets):
+        raise ValueError(f"{len(names)} constraints and {len(sets)} sets of arguments, not as many")
+    return tuple((name, validated(name, one or {})) for name, one in zip(names, sets, strict=True))
 
 
 def _own_words(response: str, task: Task) -> str:

@@ -9,14 +9,23 @@ One constraint is ours: keywords:in_order.
 
 from __future__ import annotations
 
-import inspect
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from onepolicy.config import did_you_mean
-from onepolicy.tasks.instruction_text import language, sentences, spaced_words, unmasked, visible, words
+from onepolicy.tasks.instruction_arguments import Count, Ordinal, Text, Texts, checked
+from onepolicy.tasks.instruction_text import (
+    PUNCTUATION,
+    language,
+    sentences,
+    spaced_words,
+    unmasked,
+    visible,
+    without_blank_ends,
+    words,
+)
+from onepolicy.tasks.nesting import read_json
 
 Check = Callable[..., bool]  # of a text, and keywords
 CHECKS: dict[str, Check] = {}
@@ -35,33 +44,22 @@ def check(name: str) -> Callable[[Check], Check]:
 
 
 def validated(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A constraint's arguments without those that are None, whole floats as integers (files hold both).
+    """A constraint's arguments as its check takes them (`instruction_arguments.py`).
 
     Raises ValueError when there is no such constraint, or when it does not take these arguments.
     """
     if name not in CHECKS:
         raise ValueError(f"there is no check for the constraint {name!r}: {did_you_mean(name, list(CHECKS))}")
-    given = {
-        key: int(value) if isinstance(value, float) and value.is_integer() else value
-        for key, value in arguments.items()
-        if value is not None
-    }
-    try:
-        inspect.signature(CHECKS[name]).bind("", **given)
-    except TypeError as error:
-        raise ValueError(f"constraint {name}: {error}, in {given}") from None
-    for key in ("relation", "let_relation", "capital_relation"):
-        if given.get(key) not in (None, "less than", "at least"):
-            raise ValueError(f"constraint {name}: {key} is {given[key]!r}, not 'less than' or 'at least'")
-    return given
+    return checked(name, CHECKS[name], arguments)
 
 
 def followed(name: str, arguments: Mapping[str, Any], response: str, loose: bool) -> bool:
     """Whether a response follows one constraint. One that is empty, or has control characters in it, follows none.
 
+    Blank lines before and after it are no part of it: models leave some behind a thought.
     Loosely (IFEval, section 2.2): also if it does without its first line, its last line, both, or its asterisks.
     """
-    text = visible(response.replace("\r\n", "\n"))
+    text = without_blank_ends(visible(response.replace("\r\n", "\n")))
     if CONTROL.search(text):
         return False
     return any(form.strip() and CHECKS[name](form, **arguments) for form in (_forms(text) if loose else (text,)))
@@ -92,34 +90,34 @@ def occurrences(keyword: str, text: str, relation: str) -> int:
 
 
 @check("keywords:existence")
-def _(text: str, keywords: Sequence[str]) -> bool:
+def _(text: str, keywords: Texts) -> bool:
     return all(occurrences(keyword, text, "at least") for keyword in keywords)
 
 
 @check("keywords:frequency")
-def _(text: str, keyword: str, frequency: int, relation: str) -> bool:
+def _(text: str, keyword: Text, frequency: Count, relation: Text) -> bool:
     return related(occurrences(keyword, text, relation), relation, frequency)
 
 
 @check("keywords:forbidden_words")
-def _(text: str, forbidden_words: Sequence[str]) -> bool:
+def _(text: str, forbidden_words: Texts) -> bool:
     text = unmasked(text)
     return not any(re.search(rf"(?<!\w){re.escape(unmasked(word))}(?!\w)", text, re.I) for word in forbidden_words)
 
 
 @check("keywords:letter_frequency")
-def _(text: str, letter: str, let_frequency: int, let_relation: str) -> bool:
+def _(text: str, letter: Text, let_frequency: Count, let_relation: Text) -> bool:
     return related(occurrences(letter, text, let_relation), let_relation, let_frequency)
 
 
 @check("keywords:in_order")
-def _(text: str, keywords: Sequence[str]) -> bool:
+def _(text: str, keywords: Texts) -> bool:
     places = [text.lower().find(keyword.lower()) for keyword in keywords]
     return -1 not in places and places == sorted(places)
 
 
 @check("language:response_language")
-def _(text: str, language: str) -> bool:
+def _(text: str, language: Text) -> bool:
     return _is_in(text, language)
 
 
@@ -129,17 +127,17 @@ def _is_in(text: str, code: str) -> bool:
 
 
 @check("length_constraints:number_sentences")
-def _(text: str, num_sentences: int, relation: str) -> bool:
+def _(text: str, num_sentences: Count, relation: Text) -> bool:
     return related(len(sentences(text)), relation, num_sentences)
 
 
 @check("length_constraints:number_words")
-def _(text: str, num_words: int, relation: str) -> bool:
+def _(text: str, num_words: Count, relation: Text) -> bool:
     return related(len(words(text)), relation, num_words)
 
 
 @check("length_constraints:number_paragraphs")
-def _(text: str, num_paragraphs: int) -> bool:
+def _(text: str, num_paragraphs: Count) -> bool:
     """Between dividers ***; an empty one is allowed at either end alone."""
     return _parts(text, "***") == num_paragraphs
 
@@ -151,30 +149,31 @@ def _parts(text: str, divider: str) -> int:
 
 
 @check("length_constraints:nth_paragraph_first_word")
-def _(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    paragraphs = text.split("\n\n")
-    count = sum(bool(paragraph.strip()) for paragraph in paragraphs)
-    if count != num_paragraphs or nth_paragraph > count or not paragraphs[nth_paragraph - 1].strip():
+def _(text: str, num_paragraphs: Count, nth_paragraph: Ordinal, first_word: Text) -> bool:
+    """Paragraphs, parted by two line breaks, of which blank ones do not count; the first word without its quotes."""
+    paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
+    if len(paragraphs) != num_paragraphs or nth_paragraph > num_paragraphs:
         return False
-    word = paragraphs[nth_paragraph - 1].split()[0].lstrip("'").lstrip('"')
-    return re.split(r"[.,?!'\"]", word)[0].lower() == first_word.lower()
+    word = paragraphs[nth_paragraph - 1].split()[0].lower()
+    cut = re.split(r"[.,?!'\"]", word.lstrip("'").lstrip('"'))[0]  # of it's, it: as the reference has it
+    return first_word.strip().lower() in (cut, word.strip(PUNCTUATION))
 
 
 @check("detectable_content:number_placeholders")
-def _(text: str, num_placeholders: int) -> bool:
+def _(text: str, num_placeholders: Count) -> bool:
     # up to the first closing bracket, within a line
     return sum("[" in part for line in text.split("\n") for part in line.split("]")[:-1]) >= num_placeholders
 
 
 @check("detectable_content:postscript")
-def _(text: str, postscript_marker: str) -> bool:
+def _(text: str, postscript_marker: Text) -> bool:
     marker = postscript_marker.strip().lower()
     pattern = {"p.p.s": r"p\.\s?p\.\s?s", "p.s.": r"p\.\s?s\."}.get(marker, re.escape(marker))
     return re.search(pattern, text.lower()) is not None
 
 
 @check("detectable_format:number_bullet_lists")
-def _(text: str, num_bullets: int) -> bool:
+def _(text: str, num_bullets: Count) -> bool:
     """Lines that start with one asterisk and something else, or with a dash."""
     lines = [line.lstrip() for line in text.split("\n")]
     return sum(line[:1] == "-" or (line[:1] == "*" and line[1:2] not in ("", "*")) for line in lines) == num_bullets
@@ -190,7 +189,7 @@ def _(text: str) -> bool:
 
 
 @check("detectable_format:number_highlighted_sections")
-def _(text: str, num_highlights: int) -> bool:
+def _(text: str, num_highlights: Count) -> bool:
     """*Such* or **such**, within a line; as in the reference the two are counted by two passes."""
     single = [found for found in re.findall(r"\*[^\n*]*\*", text) if found.strip("*").strip()]
     double = [found for found in re.findall(r"\*\*[^\n*]*\*\*", text) if found[2:-2].strip()]
@@ -198,22 +197,18 @@ def _(text: str, num_highlights: int) -> bool:
 
 
 @check("detectable_format:multiple_sections")
-def _(text: str, section_spliter: str, num_sections: int) -> bool:
+def _(text: str, section_spliter: Text, num_sections: Count) -> bool:
     return len(re.findall(rf"{re.escape(section_spliter.strip())}\s?\d+", text)) >= num_sections
 
 
 @check("detectable_format:json_format")
 def _(text: str) -> bool:
-    """Stricter: an object or a list (a quoted sentence is JSON too), and no NaN, which JSON does not have."""
+    """Stricter: an object or a list (a quoted sentence is JSON too), and no NaN. Bounded: `nesting.py`."""
     text = re.sub(r"^```(?:json|Json|JSON)?|```$", "", text.strip()).strip()
     try:
-        return isinstance(json.loads(text, parse_constant=_no_json), (dict, list))
-    except (ValueError, RecursionError):
+        return isinstance(read_json(text), dict | list)
+    except ValueError:
         return False
-
-
-def _no_json(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 @check("detectable_format:title")
@@ -232,14 +227,14 @@ def _(text: str) -> bool:
 
 
 @check("combination:repeat_prompt")
-def _(text: str, prompt_to_repeat: str) -> bool:
+def _(text: str, prompt_to_repeat: Text) -> bool:
     """Stricter: "then give your answer", so something must follow."""
     text, prompt = text.strip().lower(), prompt_to_repeat.strip().lower()
     return text.startswith(prompt) and re.search(r"\w", text[len(prompt) :]) is not None
 
 
 @check("startend:end_checker")
-def _(text: str, end_phrase: str) -> bool:
+def _(text: str, end_phrase: Text) -> bool:
     return text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
@@ -250,7 +245,7 @@ def _(text: str) -> bool:
 
 
 @check("change_case:capital_word_frequency")
-def _(text: str, capital_frequency: int, capital_relation: str) -> bool:
+def _(text: str, capital_frequency: Count, capital_relation: Text) -> bool:
     return related(sum(word.isupper() for word in spaced_words(text)), capital_relation, capital_frequency)
 
 

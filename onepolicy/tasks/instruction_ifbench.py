@@ -15,8 +15,18 @@ import unicodedata
 from collections import Counter
 from itertools import pairwise
 
+from onepolicy.tasks.instruction_arguments import Count, Ordinal, Text
 from onepolicy.tasks.instruction_checks import check
-from onepolicy.tasks.instruction_text import bare_words, pieces, sentences, spaced_words, words
+from onepolicy.tasks.instruction_text import (
+    NO_PUNCTUATION,
+    PUNCTUATION,
+    bare_words,
+    ending,
+    pieces,
+    sentences,
+    spaced_words,
+    words,
+)
 
 CONJUNCTIONS = {"and", "but", "for", "nor", "or", "so", "yet"}
 _PRONOUNS = """
@@ -30,42 +40,44 @@ Emma Liam Sophia Jackson Olivia Noah Ava Lucas Isabella Mason Mia Ethan Charlott
 Leo Zoe Daniel Chloe Samuel Lily Matthew Grace Owen Abigail Gabriel Ella Jacob Scarlett Nathan Victoria Elijah
 Layla Nicholas Audrey David Hannah Christopher Penelope Thomas Nora Andrew Aria Joseph Claire Ryan Stella Jonathan
 """
+_STRAIGHT = str.maketrans("“”„‘’", '"""\'\'')  # noqa: RUF001
 PRONOUNS, NAMES = set(_PRONOUNS.split()), _NAMES.split()
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _whole(word: str) -> str:
-    return rf"\b{re.escape(word.strip())}\b"
+    return rf"(?<!\w){re.escape(word.strip())}(?!\w)"
 
 
 @check("count:word_count_range")
-def _(text: str, min_words: int, max_words: int) -> bool:
+def _(text: str, min_words: Count, max_words: Count) -> bool:
     return min_words <= len(words(text)) <= max_words
 
 
 @check("count:unique_word_count")
-def _(text: str, N: int) -> bool:
+def _(text: str, N: Count) -> bool:
     return len({word.lower() for word in spaced_words(text)}) >= N
 
 
 @check("count:conjunctions")
-def _(text: str, small_n: int) -> bool:
+def _(text: str, small_n: Count) -> bool:
     return len(CONJUNCTIONS & {word.lower() for word in spaced_words(text)}) >= small_n
 
 
 @check("count:person_names")
-def _(text: str, N: int) -> bool:
+def _(text: str, N: Count) -> bool:
     return sum(re.search(_whole(name), text) is not None for name in NAMES) >= N
 
 
 @check("count:numbers")
-def _(text: str, N: int) -> bool:
-    return len(re.findall(r"\d+", text.translate(_NO_PUNCTUATION))) == N
+def _(text: str, N: Count) -> bool:
+    return len(re.findall(r"\d+", text.translate(NO_PUNCTUATION))) == N
 
 
 @check("count:pronouns")
-def _(text: str, N: int) -> bool:
-    return sum(word.lower() in PRONOUNS for word in spaced_words(text.replace("/", " "))) >= N
+def _(text: str, N: Count) -> bool:
+    """She and her in she/her; it in it's."""
+    found = (re.split("['’]", word.lower())[0] for word in spaced_words(text.replace("/", " ")))  # noqa: RUF001
+    return sum(word in PRONOUNS for word in found) >= N
 
 
 @check("count:punctuation")
@@ -76,14 +88,14 @@ def _(text: str) -> bool:
 
 
 @check("count:words_japanese")
-def _(text: str, N: int) -> bool:
+def _(text: str, N: Ordinal) -> bool:
     """Stricter: there must be an N-th word."""
-    every = [word.strip(string.punctuation) for word in text.split()][N - 1 :: N]
+    every = [word.strip(PUNCTUATION) for word in text.split()][N - 1 :: N]
     return bool(every) and all(re.search(r"[぀-ヿ一-鿿]", word) for word in every if word and not word.isdigit())
 
 
 @check("count:keywords_multiple")
-def _(text: str, keyword1: str, keyword2: str, keyword3: str, keyword4: str, keyword5: str) -> bool:
+def _(text: str, keyword1: Text, keyword2: Text, keyword3: Text, keyword4: Text, keyword5: Text) -> bool:
     wanted = zip((keyword1, keyword2, keyword3, keyword4, keyword5), (1, 2, 3, 5, 7), strict=True)
     return all(len(re.findall(_whole(word), text, re.IGNORECASE)) == count for word, count in wanted)
 
@@ -91,14 +103,14 @@ def _(text: str, keyword1: str, keyword2: str, keyword3: str, keyword4: str, key
 @check("ratio:sentence_type")
 def _(text: str) -> bool:
     """Two statements to a question. Stricter: at least one question."""
-    ends = Counter(sentence[-1] for sentence in sentences(text))
+    ends = Counter(map(ending, sentences(text)))
     return ends["."] == 2 * ends["?"] > 0
 
 
 @check("ratio:sentence_balance")
 def _(text: str) -> bool:
     """As many statements as questions as exclamations. Stricter: at least one of each."""
-    ends = Counter(sentence[-1] for sentence in sentences(text))
+    ends = Counter(map(ending, sentences(text)))
     return ends["."] == ends["?"] == ends["!"] > 0
 
 
@@ -110,7 +122,7 @@ def _(text: str) -> bool:
 
 
 @check("ratio:overlap")
-def _(text: str, reference_text: str, percentage: float) -> bool:
+def _(text: str, reference_text: Text, percentage: float) -> bool:
     """The share of the text's trigrams (of words and signs) that the reference has, within two percent."""
     ours, theirs = _trigrams(text), _trigrams(reference_text)
     return bool(ours) and abs(100 * len(ours & theirs) / len(ours) - percentage) <= 2
@@ -136,7 +148,7 @@ def _(text: str) -> bool:
 
 @check("words:consonants")
 def _(text: str) -> bool:
-    return all(re.search(r"[b-df-hj-np-tv-z]{2}", word) for word in text.lower().split())
+    return all(re.search(r"[b-df-hj-np-tv-z]{2}", word) for word in spaced_words(text.lower()))
 
 
 @check("words:palindrome")
@@ -150,7 +162,7 @@ def _(text: str) -> bool:
 
 
 @check("words:repeats")
-def _(text: str, small_n: int) -> bool:
+def _(text: str, small_n: Count) -> bool:
     return max(Counter(bare_words(text)).values(), default=0) <= small_n
 
 
@@ -163,7 +175,7 @@ def _(text: str) -> bool:
 
 @check("words:paragraph_last_first")
 def _(text: str) -> bool:
-    lines = [line.strip().lower().strip(string.punctuation + " ").split() for line in text.split("\n")]
+    lines = [line.strip().lower().strip(PUNCTUATION + " ").split() for line in text.split("\n")]
     return all(line[0] == line[-1] for line in lines if line)
 
 
@@ -173,26 +185,26 @@ def _(text: str) -> bool:
 
 
 @check("words:keywords_specific_position")
-def _(text: str, keyword: str, n: int, m: int) -> bool:
+def _(text: str, keyword: Text, n: Ordinal, m: Ordinal) -> bool:
     found = sentences(text)
     inside = spaced_words(found[n - 1]) if len(found) >= n else []
     return len(inside) >= m and inside[m - 1].lower() == keyword.strip().lower()
 
 
 @check("words:words_position")
-def _(text: str, keyword: str) -> bool:
+def _(text: str, keyword: Text) -> bool:
     found = [word.lower() for word in spaced_words(text)]
     return len(found) > 1 and found[1] == found[-2] == keyword.strip().lower()
 
 
 @check("sentence:keyword")
-def _(text: str, word: str, N: int) -> bool:
+def _(text: str, word: Text, N: Ordinal) -> bool:
     found = sentences(text)
     return len(found) >= N and re.search(_whole(word), found[N - 1], re.IGNORECASE) is not None
 
 
 @check("sentence:increment")
-def _(text: str, small_n: int) -> bool:
+def _(text: str, small_n: Count) -> bool:
     """Stricter: at least two sentences."""
     counts = [len(bare_words(sentence)) for sentence in sentences(text)]
     return len(counts) > 1 and all(b == a + small_n for a, b in pairwise(counts))
@@ -229,6 +241,7 @@ def _(text: str) -> bool:
     """Three levels of quotes, " and ' in turn, closed again."""
     opened: list[str] = []
     deepest = 0
+    text = re.sub(r"(?<=\w)'(?=\w)", "", text.translate(_STRAIGHT))  # don't opens nothing
     for quote in re.findall(r"[\"']", text):
         if opened and opened[-1] == quote:
             opened.pop()
@@ -241,25 +254,25 @@ def _(text: str) -> bool:
 
 
 @check("format:options")
-def _(text: str, options: str) -> bool:
+def _(text: str, options: Text) -> bool:
     separator = "/" if "/" in options else "or" if "or" in options else ","
     choices = [option.strip() for option in options.split(separator)]
     if re.match(r"\W*a\W*b\W*c\W*", options, re.IGNORECASE):
-        return text in choices
-    edges = string.punctuation + " "
+        return text.strip() in choices
+    edges = PUNCTUATION + " "
     return text.strip(edges).lower() in [option.strip(edges).lower() for option in choices]
 
 
 @check("format:newline")
 def _(text: str) -> bool:
-    text = text.translate(_NO_PUNCTUATION).strip()
-    return len([line for line in text.split("\n") if line]) == len(text.split())
+    text = text.translate(NO_PUNCTUATION).strip()
+    return len([line for line in text.split("\n") if line.strip()]) == len(text.split())
 
 
 @check("format:emoji")
 def _(text: str) -> bool:
     """An emoji before or right after what ends each sentence. Stricter: there must be a sentence."""
-    found = [piece.translate(_NO_PUNCTUATION).strip().rstrip("\ufe0f") for piece in pieces(text)]
+    found = [piece.translate(NO_PUNCTUATION).strip().rstrip("\ufe0f") for piece in pieces(text)]
     asked = [i for i, piece in enumerate(found) if re.search(r"\w", piece)]
     return bool(asked) and all(_is_emoji(found[i][-1]) or _is_emoji("".join(found[i + 1 : i + 2])[:1]) for i in asked)
 
@@ -284,7 +297,7 @@ def _(text: str) -> bool:
 
 
 @check("format:list")
-def _(text: str, sep: str) -> bool:
+def _(text: str, sep: Text) -> bool:
     return text.count(sep) >= 2
 
 
@@ -304,7 +317,7 @@ def _(text: str) -> bool:
 @check("format:no_bullets_bullets")
 def _(text: str) -> bool:
     """Two sentences or more, then two bullets or more, and nothing else."""
-    lines = [line.strip() for line in text.split("\n")]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     first = next((i for i, line in enumerate(lines) if line.startswith("*")), len(lines))
     before = sum(len(sentences(line)) for line in lines[:first])
     return before >= 2 and len(lines) - first >= 2 and all(line.startswith("*") for line in lines[first:])
@@ -328,8 +341,10 @@ def _(text: str) -> bool:
 
 
 @check("repeat:repeat_change")
-def _(text: str, prompt_to_repeat: str) -> bool:
-    return text != prompt_to_repeat and text.split()[1:] == prompt_to_repeat.split()[1:]
+def _(text: str, prompt_to_repeat: Text) -> bool:
+    """All but the first word, which is another one."""
+    ours, theirs = text.split(), prompt_to_repeat.split()
+    return ours[:1] != theirs[:1] and ours[1:] == theirs[1:]
 
 
 @check("repeat:repeat_simple")
@@ -338,6 +353,6 @@ def _(text: str) -> bool:
 
 
 @check("repeat:repeat_span")
-def _(text: str, prompt_to_repeat: str, n_start: int, n_end: int) -> bool:
+def _(text: str, prompt_to_repeat: Text, n_start: Count, n_end: Count) -> bool:
     span = " ".join(prompt_to_repeat.split()[n_start : n_end + 1])
-    return text.strip().lower() == span.lower()
+    return " ".join(text.split()).lower() == span.lower()

@@ -44,6 +44,14 @@ _UNSEEN = [0x34F, 0x17B4, 0x17B5, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10)
 _INVISIBLE = dict.fromkeys(_UNSEEN) | dict.fromkeys((0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0), " ")
 
 
+# Punctuation of all scripts, curly quotes and dashes among it; what may close after the sign that ends a sentence.
+_PAGES = (*range(0xA1, 0x3100), *range(0xFE10, 0xFFF0))
+PUNCTUATION = string.punctuation + "".join(c for c in map(chr, _PAGES) if unicodedata.category(c)[0] == "P")
+NO_PUNCTUATION = str.maketrans("", "", PUNCTUATION)
+_QUOTES = "\"'”’»›)\\]}」』）"  # and brackets
+_CLOSERS = f"{_QUOTES}*_`"
+
+
 def words(text: str) -> list[str]:
     """Runs of letters, digits and underscores, as IFEval counts them: a hyphenated word is two."""
     return re.findall(r"\w+", text)
@@ -51,12 +59,12 @@ def words(text: str) -> list[str]:
 
 def spaced_words(text: str) -> list[str]:
     """What stands between white space, without the punctuation around it; a hyphenated word is one."""
-    return [word for part in text.split() if (word := part.strip(string.punctuation))]
+    return [word for part in text.split() if (word := part.strip(PUNCTUATION))]
 
 
 def bare_words(text: str) -> list[str]:
     """Lower-case words between white space, without any punctuation in them either (IFBench)."""
-    return text.lower().translate(str.maketrans("", "", string.punctuation)).split()
+    return text.lower().translate(NO_PUNCTUATION).split()
 
 
 def sentences(text: str) -> list[str]:
@@ -67,20 +75,35 @@ def sentences(text: str) -> list[str]:
 def pieces(text: str) -> list[str]:
     """Split after . ! ? (and the quotes or brackets that follow) where white space comes next.
 
-    Not after an abbreviation, an initial, or dots that go on in lower case. White space alone ends no sentence.
+    Not after an abbreviation, an initial, or dots, a quote or a bracket behind which lower case goes on ("why?" he
+    asked). White space alone ends no sentence.
     """
-    found, start = [], 0
-    for end in re.finditer(r"(?<![.!?…])[.!?…]++[\"'”’)\]*]*+(?=\s|$)", text):
-        before = text[start : end.start()].rpartition(" ")[2].lstrip("(\"'").lower()
+    found, start, small = [], 0, text.islower()
+    for end in re.finditer(rf"(?<![.!?…])[.!?…]++[{_CLOSERS}]*+(?=\s|$)", text):
+        window = text[max(start, end.start() - 40) : end.start()]
+        before = re.split(r"\s", window)[-1].lstrip("(\"'“‘").lower()
         if end[0] == ".":
             initial = len(before) == 1 and before.isalpha() and before != "i" and text[end.start() - 1].isupper()
             if (before in _ABBREVIATIONS or initial) and text[end.end() :].strip():
                 continue
-        if end[0] in ("...", "…") and text[end.end() :].lstrip()[:1].islower():
+        closed = not small and re.search(f"[{_QUOTES}]", end[0])
+        if (closed or end[0] in ("...", "…")) and text[end.end() :].lstrip()[:1].islower():
             continue
         found.append(text[start : end.end()].strip())
         start = end.end()
     return [piece for piece in (*found, text[start:].strip()) if piece]
+
+
+def ending(sentence: str) -> str:
+    """The sign that ends a sentence, also within quotes or brackets that close behind it; "" for an empty one."""
+    return sentence.rstrip(_CLOSERS.replace("\\", ""))[-1:]
+
+
+def without_blank_ends(text: str) -> str:
+    """Text without the blank lines before and after it; the first line keeps its indentation."""
+    lines = text.split("\n")
+    filled = [number for number, line in enumerate(lines) if line.strip()]
+    return "\n".join(lines[filled[0] : filled[-1] + 1]) if filled else ""
 
 
 def visible(text: str) -> str:

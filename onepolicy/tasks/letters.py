@@ -22,6 +22,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from onepolicy.config import did_you_mean
 from onepolicy.tasks.base import SourceOptions, seeded, user_message, with_one_wrong
+from onepolicy.thought import NEVER_ENDS, answer_of
 from onepolicy.types import Grade, Task
 
 LETTERS = string.ascii_lowercase
@@ -152,7 +153,10 @@ class LettersSource:
         )
 
     def grade(self, task: Task, response: str) -> Grade:
-        response, answer = response.strip(), task.reference
+        said, answer = answer_of(response), task.reference
+        if said is None:
+            return Grade(0.0, NEVER_ENDS)
+        response = said.strip()
         if not self.options.partial:
             return Grade(float(response == answer))
         right = sum(a == b for a, b in zip(response, answer, strict=False))

@@ -21,8 +21,9 @@ from pydantic import model_validator
 
 from onepolicy.tasks.base import seeded, user_message, with_one_wrong
 from onepolicy.tasks.math_answers import judge
+from onepolicy.tasks.math_looks import squeezed
 from onepolicy.tasks.math_problems import SKILLS
-from onepolicy.tasks.math_reading import NoAnswer, last_boxed, readings, squeezed
+from onepolicy.tasks.math_reading import NoAnswer, last_boxed, readings
 from onepolicy.tasks.rows import Level, RowReader, SkillsOptions
 from onepolicy.types import Grade, Task
 

@@ -26,7 +26,8 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from onepolicy.tasks.math_reading import Number, Numbers, normal, number, numbers, squeezed, unit_of
+from onepolicy.tasks.math_looks import normal, squeezed
+from onepolicy.tasks.math_reading import Number, Numbers, number, numbers, unit_of
 
 MAX_LENGTH, MAX_DEPTH = 200, 12  # of an answer: characters (more when the reference has more), nested brackets
 MAX_BITS, MAX_DEGREE = 20_000, 60  # of the numbers in an answer; of its polynomials
@@ -76,6 +77,8 @@ def _same_number(expected: Number, given: Number) -> tuple[bool, str]:
         return False, "a fraction that can be reduced"
     if other_unit(expected.unit, given.unit):
         return False, f"another unit: {given.unit!r}, not {expected.unit!r}"
+    if (expected.percent and given.unit) or (given.percent and expected.unit):
+        return False, "a percentage, and something with a unit"
     if expected.of and given.of and expected.of != given.of:
         return False, f"of {given.of}, not of {expected.of}"
     pairs = [(expected.value, given.value)]
@@ -168,7 +171,47 @@ def _verify(reference: str, answer: str) -> tuple[bool, str]:
         return False, "too long"
     if max(allowed.bits, given.bits) > MAX_BITS or given.degree > max(MAX_DEGREE, 2 * allowed.degree):
         return False, "too large a number or a power"
-    return bool(verify(gold, parsed, timeout_seconds=None)), ""
+    if verify(gold, parsed, timeout_seconds=None):
+        percent = any(sign in text for text in (reference, answer) for sign in ("%", "percent"))
+        apart = not percent and _apart(gold, parsed)
+        return not apart, "another number, too small to tell when rounded" if apart else ""
+    exact = _exact(gold), _exact(parsed)
+    return exact != (gold, parsed) and bool(verify(*exact, timeout_seconds=None)), ""
+
+
+def _exact(expr: Any) -> Any:
+    """With fractions for decimals, and one imaginary unit: math-verify finds 12.0-1.0i to be no 12-i, nor 1.5i 3i/2."""
+    from sympy import Basic, Float, Rational, Symbol
+
+    if not isinstance(expr, Basic):
+        return expr
+    replaced: dict[Any, Any] = {one: Rational(str(one)) for one in expr.atoms(Float) if one.is_finite}
+    replaced |= {one: Symbol("i", real=False) for one in expr.atoms(Symbol) if one.name == "i"}
+    return expr.xreplace(replaced)
+
+
+def _apart(gold: Any, parsed: Any) -> bool:
+    """Whether two numbers differ that math-verify rounds to the same: 2^{-77} and 2^{-76}, also in sets and pairs."""
+    from sympy import Expr, FiniteSet, I, Interval, Tuple
+
+    if isinstance(gold, FiniteSet | Interval | Tuple) and type(gold) is type(parsed):
+        ours, theirs = (
+            sorted(one.args, key=_place) if isinstance(one, FiniteSet) else one.args for one in (gold, parsed)
+        )
+        return len(ours) == len(theirs) and any(_apart(*pair) for pair in zip(ours, theirs, strict=True))
+    if not isinstance(gold, Expr) or not isinstance(parsed, Expr):
+        return False
+    units = {unit: I for one in (gold, parsed) for unit in one.free_symbols if str(unit) == "i"}
+    a, b = (one.xreplace(units).evalf(20) for one in (gold, parsed))
+    if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
+        return False
+    return bool(abs(a - b) > max(abs(a), abs(b)) / 10_000)
+
+
+def _place(expr: Any) -> tuple[float, str]:
+    """To sort numbers by value, and what is none by its text."""
+    value = expr.evalf(20)
+    return (float(value), "") if value.is_real and value.is_finite else (math.inf, str(expr))
 
 
 @lru_cache(maxsize=1000)

@@ -1,7 +1,8 @@
 r"""Where the final answer stands in a response, and what number a text writes. No mathematics yet: `math_answers.py`.
 
 The answer is what the last \boxed{} holds, else what follows the last "answer is" (or "####"), else the last line; a
-response that gives two different final answers gives none.
+response that gives two different final answers gives none, and so does one whose last \boxed{}, "answer is", "####" or
+<answer> is empty or cut off: an earlier candidate is what it has gone back on. Looks: `math_looks.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
+from onepolicy.tasks.math_looks import group, normal, squeezed
+from onepolicy.thought import NEVER_ENDS, answer_of
+
 TAIL, MAX_LINE = 20_000, 1000  # characters: of a response in which its answer is looked for; of a line that holds it
 
 
@@ -21,11 +25,16 @@ class NoAnswer(ValueError):
 
 def readings(response: str) -> list[str]:
     """The one final answer, in one or two readings (a whole line, and the number in its words). Raises NoAnswer."""
-    said = response.rpartition("</think>")[2]
-    if "<think>" in said:
-        raise NoAnswer("thinking that does not end")
-    text = said[-TAIL:]
-    if boxes := _boxes(text):
+    said = answer_of(response)
+    if said is None:
+        raise NoAnswer(NEVER_ENDS)
+    text = DISPLAYED.sub(r"\1 \2 \3", said[-TAIL:])
+    boxes, whole = _boxes(text)
+    if not whole or MARKER.search(text) or _tag_is_cut_off(text):
+        raise NoAnswer("the last answer is cut off")
+    if boxes:
+        if not squeezed(boxes[-1]):
+            raise NoAnswer("the last box is empty")
         _refuse_two(boxes, "two different answers are boxed")
         return [boxes[-1]]
     if claims := _claims(text):
@@ -38,16 +47,28 @@ def readings(response: str) -> list[str]:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last \boxed{} of a solution holds; None when there is none."""
-    boxes = _boxes(text) or re.findall(r"\\boxed\s+([^\s${}]+)", text)  # some solutions of MATH have \boxed 5
+    r"""What the last \boxed{} of a solution holds; None when there is none. Raises ValueError when it does not end."""
+    boxes, whole = _boxes(text)
+    if not whole and not BARE.search(text):
+        raise ValueError(rf"its last \boxed{{}} does not end: {text[-80:]!r}")
+    boxes = boxes or re.findall(r"\\boxed\s+([^\s${}]+)", text)  # some solutions of MATH have \boxed 5
     return boxes[-1] if boxes else None
 
 
+# Formulas between lines, as one line; what announces an answer, at the very end, where the answer should follow.
+DISPLAYED = re.compile(r"(\\\[|\$\$)[ \t]*\n[ \t]*([^\n]+)\n[ \t]*(\\\]|\$\$)")
+CLAIM = r"(?:\banswer[*_]*(?:\s+is\b|\s*[:=])|####)[\s:*]*"
+MARKER = re.compile(rf"{CLAIM}\$?\Z|\\(?:b|bo|box|boxe|boxed|f|fb|fbo|fbox)\s*\Z", re.IGNORECASE)
+BARE = re.compile(r"\\(?:boxed|fbox)\s*(?=[-+.]?[0-9]|\\[A-Za-z])")  # \boxed 5: read from solutions alone
 LINK, MAX_LINK = re.compile(r"[\s$,;()\\]*(?:and|or)?[\s$,;()\\]*"), 30
+MAX_BOXES = 4  # in one another
 
 
-def _boxes(text: str) -> list[str]:
-    r"""What stands in each outermost \boxed{}; several with only "and", "or" or a comma between them are one list."""
+def _boxes(text: str) -> tuple[list[str], bool]:
+    r"""What stands in each outermost \boxed{}, and whether the last one ends.
+
+    Several with only "and", "or" or a comma between them are one list.
+    """
     found: list[tuple[int, int, str]] = []  # start, end, content
     opened: list[tuple[int, bool]] = []  # where a brace opened, and whether it is a box's
     for brace in re.finditer(r"(\\(?:boxed|fbox)\s*)?(?<!\\)([{}])", text):
@@ -56,24 +77,47 @@ def _boxes(text: str) -> list[str]:
         elif opened:
             start, is_box = opened.pop()
             if is_box and not any(box for _, box in opened):
-                content = text[start : brace.start()].partition("{")[2]
+                content = _within(text[start + 1 : brace.end()])
                 found.append((start, brace.end(), content))
     answers: list[str] = []
     before = None
     for start, end, content in found:
-        if before is not None and start - before < MAX_LINK and LINK.fullmatch(text[before:start]):
+        if (
+            before is not None
+            and start - before < MAX_LINK
+            and LINK.fullmatch(text[before:start])
+            and squeezed(content)
+        ):
             listed = map(squeezed, (answers[-1], *answers[-1].split(",")))
             answers[-1] += "" if squeezed(content) in listed else f",{content}"
         else:
             answers.append(content)
         before = end
-    return answers
+    whole = not any(box for _, box in opened) and not (found and BARE.search(text, found[-1][1]))
+    return answers, whole
+
+
+def _within(box: str) -> str:
+    r"""What a box holds. Only another one, or Markdown's bold, is taken off: \boxed{\boxed{42}}, \boxed{**42**}."""
+    for _ in range(MAX_BOXES):
+        inner = re.fullmatch(r"boxed\s*\{\s*\\(boxed\s*(\{.*\}))\s*\}", box, re.DOTALL)
+        if inner is None or group(inner[2], 0) != len(inner[2]):
+            break
+        box = inner[1]
+    content = box.partition("{")[2][:-1]
+    bold = re.fullmatch(r"\s*\*\*([^*]+)\*\*\s*", content)
+    return bold[1] if bold else content
+
+
+def _tag_is_cut_off(text: str) -> bool:
+    """Whether the last <answer> does not end, and is empty or has taken back another one."""
+    before, tag, after = text.rpartition("<answer>")
+    return bool(tag) and "</answer>" not in after and (not after.strip() or "</answer>" in before)
 
 
 def _claims(text: str) -> list[str]:
     """What follows "answer is", "answer:" or "####", up to the end of the sentence, if it says something outright."""
-    claim = r"(?:\banswer(?:\s+is\b|\s*[:=])|####)[\s:*]*([^\n]*?)(?=\n|\banswer\b|####|\Z)"
-    found = re.findall(claim, text, re.IGNORECASE)
+    found = re.findall(rf"{CLAIM}([^\n]*?)(?=\n|\banswer\b|####|\Z)", text, re.IGNORECASE)
     sentences = [re.split(r"\.\s", said)[0].strip() for said in found]
     return [sentence for sentence in sentences if sentence and not HEDGES.search(sentence)]
 
@@ -94,17 +138,24 @@ HEDGES = re.compile(
 )
 
 
+FORMULA = r"(?<!\\)\$([^$]+)(?<!\\)\$|\\\((.+?)\\\)"
+
+
 def _sole(line: str) -> str:
-    """The one thing in a line of words that can be an answer; the line itself when there is not exactly one."""
+    """The one thing in a line of words that can be an answer, or the one in bold; else the line itself."""
     if len(line) > MAX_LINE or HEDGES.search(line) or any(unicodedata.category(c) in UNSEEN for c in line):
         return line
-    formulas = set(re.findall(r"\$([^$]+)\$|\\\((.+?)\\\)", line))
+    formulas = set(re.findall(FORMULA, line))
     if formulas:
+        if re.search(r"\$|\\\(", re.sub(FORMULA, "", line)):
+            return line  # the last one is cut off
         return "".join(formulas.pop()) if len(formulas) == 1 else line
     left, _, result = re.sub(r"</?[A-Za-z]+>", " ", line).rpartition("=")
     before = number(left)
     if (before and not before.unit and not before.percent) or re.search(r"[<>~≈≤≥≠]\s*-?[0-9]", result):
         return line  # 46 = 47; more than 47
+    if len(bold := re.findall(r"\*\*([^*]+)\*\*", line)) == 1 and number(bold[0].rstrip(":")):
+        return str(bold[0])
     unit = "|".join(sorted(UNITS, key=len, reverse=True))
     numbers = set(re.findall(rf"(?<![\w.])-?(?:{_DECIMAL})(?:/[0-9]+)?%?(?:\s?(?:{unit})s?\b)?", result))
     return numbers.pop() if len(numbers) == 1 and not re.search(r"[\\^_({\[]", result) else line
@@ -113,38 +164,6 @@ def _sole(line: str) -> str:
 def _refuse_two(answers: list[str], reason: str) -> None:
     if len(set(map(squeezed, answers))) > 1:
         raise NoAnswer(reason)
-
-
-SIGNS = {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt "}
-SIGNS |= {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "°": r"^\circ ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset "}
-SIGNS |= {"²": "^2", "³": "^3", "½": r"\frac{1}{2}", "±": r"\pm ", "\u222a": r"\cup ", "\u00a0": " "}
-COSMETICS = re.compile(
-    r"(?<!\\)\\(?:(?:left|right|[bB]igg?[lr]?)(?=\s*[][(){}|.\\])|displaystyle(?![A-Za-z])|[,;:()\[\]]|(?= ))|~|\$"
-)
-
-
-def normal(text: str) -> str:
-    """LaTeX without what changes only its looks."""
-    text = "".join(SIGNS.get(character, character) for character in text)
-    text = text.replace(r"\$", "").replace("{,}", ",").replace(r"\!", "").replace(r"\varnothing", r"\emptyset")
-    text = re.sub(r"(?<=[0-9])\\[,; ](?=[0-9]{3}(?![0-9]))", ",", text)  # 10\,000
-    text = COSMETICS.sub(" ", text)
-    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
-    text = re.sub(r"\\frac\s*([0-9]|\{[0-9]+\})\s*([0-9]|\{[0-9]+\})", _fraction, text)
-    text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([0-9.,/ -]+)\}", r"\1", text)
-    text = re.sub(r"\\mathrm\s*\{([ei])\}", r"\1", re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", text))
-    text = re.sub(r"^\s*\{([^{},\\]*)\}\s*$", r"\1", text)
-    return " ".join(text.split()).rstrip(" .,;")
-
-
-def _fraction(found: re.Match[str]) -> str:
-    top, bottom = (part.strip("{}") for part in found.groups())
-    return rf"\frac{{{top}}}{{{bottom}}}"
-
-
-def squeezed(text: str) -> str:
-    """Equal for texts that differ in looks, and in spaces that do not part two numbers."""
-    return re.sub(r"(?<![0-9])\s|\s(?![0-9])|\\text\s*\{\s*\}", "", normal(text))
 
 
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
@@ -250,7 +269,7 @@ def unit_of(name: str, power: str = "", any_name: bool = False) -> str | None:
 
     None for what is no unit; unless `any_name`, that is all but those of UNITS.
     """
-    name = name.lower().replace(" per ", "/").replace("mph", "mi/h")
+    name = re.sub(r"^per\s?cent(?:age)?$", "percent", name.lower()).replace(" per ", "/").replace("mph", "mi/h")
     for word, sign in (("square ", "^2"), ("sq ", "^2"), ("cubic ", "^3")):
         if name.startswith(word):
             name, power = name.removeprefix(word), sign

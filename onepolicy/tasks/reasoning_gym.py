@@ -24,6 +24,8 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 from onepolicy.config import Strict, did_you_mean
 from onepolicy.rewards import is_correct
 from onepolicy.tasks.base import SourceOptions, seeded, user_message, with_one_wrong
+from onepolicy.tasks.nesting import MAX_DEPTH, too_deep
+from onepolicy.thought import NEVER_ENDS, answer_of
 from onepolicy.types import Grade, Task
 
 # Items come from datasets of this size, each with a seed of its own: some tasks make all their items beforehand, and
@@ -146,9 +148,14 @@ class ReasoningGymSource:
         return Task(f"{self.domain}/{self.seed}/{index}", self.domain, user_message(prompt), entry["answer"], metadata)
 
     def grade(self, task: Task, response: str) -> Grade:
-        answer = _extract(response, self.options.extract)
+        said = answer_of(response)
+        if said is None:
+            return Grade(0.0, NEVER_ENDS)
+        answer = _extract(said, self.options.extract)
         if answer is None:
             return Grade(0.0, f"no answer found by extract: {self.options.extract}")
+        if too_deep(answer) or too_deep(answer.replace('"', "")):  # as JSON, and as Python, which has other strings
+            return Grade(0.0, f"nested more than {MAX_DEPTH} deep")
         if not _may_be_evaluated(task.metadata["name"], answer):
             return Grade(0.0, "no plain list or formula, and the grader would evaluate it")
         score = float(self._graders[task.metadata["part"]].score_answer(answer, task.metadata["entry"]))

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from onepolicy.tasks.base import SourceOptions
+from onepolicy.tasks.nesting import read_json
+from onepolicy.thought import NEVER_ENDS, answer_of
 from onepolicy.types import Grade, Message
 
 MAX_CALLS = 16  # in one turn
@@ -94,6 +96,10 @@ class ToolEpisode:
         self.rewards: list[float] = []
 
     def step(self, text: str) -> list[Message] | Grade:
+        said = answer_of(text)
+        if said is None:
+            return Grade(0.0, NEVER_ENDS, (*self.rewards, 0.0))
+        text = said
         calls = read_calls(text, self.options.calls, self.tools)
         if not calls:
             return self._graded(text)
@@ -133,9 +139,10 @@ def schema(name: str, tool: Tool) -> dict[str, Any]:
 def read_calls(text: str, form: Literal["json", "compact"], tools: Mapping[str, Tool]) -> list[Call]:
     """The calls of a turn, in order, those that cannot be had included; none when the turn is an answer.
 
-    Calls that a model only thinks about, before its </think>, are none. Linear in the text, whatever it is.
+    Calls that a model only thinks about are none. Linear in the text, whatever it is; JSON in it is nested as deeply as
+    `nesting.py` allows.
     """
-    text = text.rpartition("</think>")[2].strip()
+    text = (answer_of(text) or "").strip()
     if form == "compact":
         name, colon, argument = text.partition(":")
         return [_checked(name, [argument], tools)] if colon and name in tools else []
@@ -151,15 +158,15 @@ def read_calls(text: str, form: Literal["json", "compact"], tools: Mapping[str, 
 
 def json_calls(text: str) -> list[str]:
     """What stands between the marks of calls, of which the last may lack its end: one more than MAX_CALLS at most."""
-    return [piece.partition(CLOSE)[0] for piece in text.rpartition("</think>")[2].split(OPEN, MAX_CALLS + 1)[1:]]
+    return [piece.partition(CLOSE)[0] for piece in (answer_of(text) or "").split(OPEN, MAX_CALLS + 1)[1:]]
 
 
 def _from_json(text: str, tools: Mapping[str, Tool]) -> Call:
     if len(text) > MAX_CALL:
         return Call("", {}, f"a call of {len(text)} characters; the most is {MAX_CALL}")
     try:
-        call = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        call = read_json(text)
+    except ValueError as error:
         return Call("", {}, f"not JSON: {error}")
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return Call("", {}, 'a call is {"name": ..., "arguments": {...}}')

@@ -129,14 +129,14 @@ def _become_program(
     walls.seal()
     if link is None:
         program.run(payload["source"])
-    program.serve(payload["source"], Line(link))
+    program.serve(payload["source"], Line(link, limits["message_mib"] << 20))
 
 
 def _become_judge(walls: Walls, limits: Mapping[str, Any], files: Mapping[str, int], link: socket.socket) -> None:
     walls.close_in(limits)
     tests = _read(files["tests"])
     walls.seal()
-    judge.judge(tests, Line(link), files["verdict"])
+    judge.judge(tests, Line(link, limits["message_mib"] << 20), files["verdict"])
     os._exit(0)
 
 

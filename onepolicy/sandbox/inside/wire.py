@@ -15,7 +15,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-MAX_MESSAGE = 1 << 24  # bytes
+MAX_DEPTH = 150  # of values in one another: Python's own limit differs between versions and builds
 SMALL = 1 << 63  # integers below travel as JSON numbers; larger ones in hex, which Python reads in linear time
 
 Keep = Callable[[Any], Any]  # what to send for a value that is not plain
@@ -26,10 +26,10 @@ class Gone(Exception):
 
 
 class Line:
-    """Messages over a socket, one line each."""
+    """Messages over a socket, one line each, of at most `limit` bytes."""
 
-    def __init__(self, link: socket.socket) -> None:
-        self._link, self._read = link, bytearray()
+    def __init__(self, link: socket.socket, limit: int) -> None:
+        self._link, self._read, self._limit = link, bytearray(), limit
 
     def send(self, message: Any) -> None:
         """Raises Gone when nobody reads any more."""
@@ -39,11 +39,11 @@ class Line:
             raise Gone("it has ended") from None
 
     def receive(self) -> Any:
-        """The next message. Raises Gone at the end, on garbage, and on more than MAX_MESSAGE."""
+        """The next message. Raises Gone at the end, on garbage, and on one that is too long."""
         seen = 0
         while (end := self._read.find(b"\n", seen)) < 0:
             seen = len(self._read)
-            if seen > MAX_MESSAGE:
+            if seen > self._limit:
                 raise Gone("its answer is too long")
             with contextlib.suppress(OSError):
                 self._read += self._link.recv(1 << 18)
@@ -56,8 +56,13 @@ class Line:
             raise Gone("it wrote garbage") from None
 
 
-def encode(value: Any, keep: Keep) -> Any:
-    """`value` as JSON; `keep` says what to send for what is not plain. Raises RecursionError on what holds itself."""
+def encode(value: Any, keep: Keep, depth: int = MAX_DEPTH) -> Any:
+    """`value` as JSON; `keep` says what to send for what is not plain.
+
+    Raises RecursionError on what is nested more than `depth` deep, or holds itself.
+    """
+    if not depth:
+        raise RecursionError(f"a value nested more than {MAX_DEPTH} deep")
     if value is None or value is True or value is False:
         return value
     match value:
@@ -77,12 +82,12 @@ def encode(value: Any, keep: Keep) -> Any:
         case bytes() | bytearray():
             return {"bytes" if isinstance(value, bytes) else "bytearray": bytes(value).hex()}
         case list():
-            return [encode(item, keep) for item in list.__iter__(value)]
+            return [encode(item, keep, depth - 1) for item in list.__iter__(value)]
         case tuple() | set() | frozenset():
             kind: Any = next(kind for kind in (tuple, set, frozenset) if isinstance(value, kind))
-            return {kind.__name__: [encode(item, keep) for item in kind.__iter__(value)]}
+            return {kind.__name__: [encode(item, keep, depth - 1) for item in kind.__iter__(value)]}
         case dict():
-            return {"dict": [[encode(k, keep), encode(v, keep)] for k, v in dict.items(value)]}
+            return {"dict": [[encode(k, keep, depth - 1), encode(v, keep, depth - 1)] for k, v in dict.items(value)]}
     return keep(value)
 
 
@@ -100,16 +105,18 @@ _BUILD: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def decode(data: Any, held: Callable[[Any], Any]) -> Any:
+def decode(data: Any, held: Callable[[Any], Any], depth: int = 3 * MAX_DEPTH) -> Any:
     """The value that JSON stands for; `held` turns a handle's number into a value.
 
     Raises ValueError, TypeError or KeyError on what `encode` does not write.
     """
+    if not depth:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
     if isinstance(data, list):
-        return [decode(item, held) for item in data]
+        return [decode(item, held, depth - 1) for item in data]
     if not isinstance(data, dict):
         return data
     ((kind, inner),) = data.items()
     if kind == "held":
         return held(inner)
-    return _BUILD[kind](decode(inner, held))
+    return _BUILD[kind](decode(inner, held, depth - 1))

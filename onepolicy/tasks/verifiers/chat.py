@@ -6,7 +6,6 @@ started anew for each episode; this one does the same without a process.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -16,6 +15,8 @@ import httpx
 import verifiers.v1 as vf
 from verifiers.v1.dialects.chat import message_to_wire
 from verifiers.v1.harnesses.utils.mcp import call_mcp, connect_mcp
+
+from onepolicy.tasks.nesting import read_json
 
 NAME = "onepolicy_chat"
 
@@ -77,7 +78,7 @@ async def called(name: str, text: str, places: Mapping[str, Any], connections: M
     if name not in places:
         return f"error: no tool {name[:100]!r}: there are {', '.join(places)}"
     try:
-        arguments = json.loads(text)
+        arguments = read_json(text)
     except ValueError as error:
         return f"error: not JSON: {error}"
     if not isinstance(arguments, dict):

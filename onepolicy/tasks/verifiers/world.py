@@ -22,9 +22,11 @@ from aiohttp import web
 from verifiers.v1.configs.agent import agent_config_fields
 
 from onepolicy.tasks.base import GraderBug
+from onepolicy.tasks.nesting import read_json
 from onepolicy.tasks.tools import OPEN, json_calls
 from onepolicy.tasks.verifiers.chat import NAME, ChatHarness
 from onepolicy.tasks.verifiers.source import VerifiersOptions
+from onepolicy.thought import answer_of
 from onepolicy.types import Grade, Message
 
 SESSION = "X-Session-ID"  # verifiers' header: the id of the trace that a request belongs to
@@ -231,14 +233,16 @@ def _message(text: str) -> dict[str, Any]:
     for number, piece in enumerate(json_calls(text)):
         name, arguments = "", piece
         try:
-            call = json.loads(piece)
+            call = read_json(piece)
             name, arguments = str(call["name"]), json.dumps(call.get("arguments", call.get("parameters", {})))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             name = "malformed"
         calls.append({"id": f"call{number:05}", "type": "function", "function": {"name": name, "arguments": arguments}})
     if not calls:
         return {"role": "assistant", "content": text}
-    said = text[: text.index(OPEN, max(text.rfind("</think>"), 0))]
+    answer = answer_of(text) or ""
+    thought = text[: -len(answer)] if text.endswith(answer) else ""
+    said = thought + answer.partition(OPEN)[0]
     return {"role": "assistant", "content": said.strip(), "tool_calls": calls}
 
 
