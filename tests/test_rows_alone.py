@@ -16,6 +16,7 @@ from onepolicy.engines.local import LocalEngine
 from onepolicy.engines.positions import PositionRule
 from onepolicy.engines.precision import choose_attention
 from onepolicy.engines.probe import check_policy, check_scoring
+from onepolicy.engines.room import Room
 from onepolicy.engines.text import Renderer
 from onepolicy.engines.vocabulary import check_vocabulary, count_gaps, vocabulary_size
 from onepolicy.learner import Learner
@@ -268,3 +269,14 @@ def test_a_tokenizer_larger_than_the_embeddings_is_refused_with_both_sizes() -> 
     tokenizer.add_tokens(["<|ask|>", "<|tell|>"])
     with pytest.raises(ValueError, match=r"ids up to 39 \(40 tokens\), its embeddings only 38 rows"):
         check_vocabulary(model, tokenizer)
+
+
+def test_responses_that_would_outgrow_the_positions_of_their_prompt_are_told_before_the_run() -> None:
+    model, tokenizer = build("phi3")
+    room = Room(LocalEngine(model, Renderer(tokenizer, model.generation_config)), Sampling(max_new_tokens=12))
+    short, crossing, long = ask("a", "abcdefg", "abcdefghijklmnopqrst")  # 3, 9 and 22 prompt tokens
+    assert room.prompt_fault(short) == room.prompt_fault(long) == ""
+    assert room.prompt_fault(crossing) == (
+        "9 prompt tokens + max_new_tokens 12 exceed 16 tokens, beyond which this architecture changes the positions of "
+        "a whole row (LongRoPE)"
+    )
