@@ -45,13 +45,13 @@ def test_stop_tokens_are_the_models_and_the_tokenizers():
     assert Renderer(tokenizer).stop_ids == {end}
     assert Renderer(tokenizer, GenerationConfig(eos_token_id=7)).stop_ids == {end, 7}
     assert Renderer(tokenizer, GenerationConfig(eos_token_id=[7, 8])).stop_ids == {end, 7, 8}
-    tokenizer.eos_token = None
+    tokenizer.eos_token = tokenizer.chat_template = None
     assert Renderer(tokenizer, GenerationConfig(eos_token_id=7)).stop_ids == {7}
 
 
 def test_without_any_stop_token_the_fix_is_named():
     tokenizer = character_tokenizer(ALPHABET)
-    tokenizer.eos_token = None
+    tokenizer.eos_token = tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no answer could ever stop"):
         Renderer(tokenizer, GenerationConfig())
 

@@ -231,11 +231,11 @@ def test_a_template_without_tools_is_refused_by_name() -> None:
 
 def test_tools_are_shown_to_the_policy_where_the_template_can() -> None:
     renderer = qwen()
-    template = "{% for t in tools or [] %}{{ t.function.name }}_{% endfor %}{{ messages[0].content }}<|im_end|>"
+    template = "{% for t in tools or [] %}{{ t.function.name }}_{% endfor %}{{ messages[0].content }}<|im_end|>_"
     renderer.tokenizer.chat_template = template
     schema = {"type": "function", "function": {"name": "look", "description": "", "parameters": {"type": "object"}}}
     ids = renderer.prompt_ids(Task("t", "d", ASK.messages, tools=(schema,)))
-    assert ids == renderer.tokenizer.encode("look_a<|im_end|>")
+    assert ids == renderer.tokenizer.encode("look_a<|im_end|>_")
 
 
 @pytest.mark.parametrize(

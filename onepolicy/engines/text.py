@@ -1,7 +1,8 @@
 """Text in, token ids out, and back: the one place that knows the chat template and which tokens end an answer.
 
 Engines, demonstrations and teachers must agree on these to the token, so all of them go through a Renderer.
-It renders text only; images have their own renderer.
+It renders text only; images have their own renderer. Its parts: what a template does (`template`), text that must stay
+text (`plain`), and responses, parted into thought and answer (`responses`).
 
 In an episode of several turns the policy's tokens stay as they were sampled. What its environment answers is rendered
 by the chat template behind a stand-in for the policy's turn, and appended from where that turn has ended:
@@ -14,51 +15,74 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
 
+from onepolicy.engines.plain import MARK, PlainText, own_markers, unused_mark
+from onepolicy.engines.responses import Response, ResponseReader, StopStrings
+from onepolicy.engines.template import RENDERING, Template
+from onepolicy.thought import HARMONY, HARMONY_START, MARKERS
 from onepolicy.types import Array, Message, Task
 
 STAND_IN, ANSWER = "onepolicyturn", "onepolicyanswer"  # such text as no template alters or splits
+THOUGHT_MARKERS = frozenset(marker for pair in MARKERS for marker in pair)
 
 
 class Renderer:
     """Renders tasks with `tokenizer` (a Hugging Face tokenizer) and, if given, the model's `generation_config`.
 
-    `stop_ids`: the tokens that end an answer, from generation_config.eos_token_id and the tokenizer.
-    `end_id`: the one of them that demonstrations end with: what the chat template writes after an answer.
-    Raises ValueError when neither source names a stop token.
+    `chat_template_kwargs` are the template's arguments, for example {"enable_thinking": False}.
+    `stop_ids`: the tokens that end an answer: those of generation_config.eos_token_id, the tokenizer's, and the one
+    that the chat template writes behind an answer.
+    `end_id`: the one of them that demonstrations end with: the template's.
+    `notes`: what a run should say about them, once.
+    Raises ValueError when nothing names a stop token, and for an argument that the template does not know.
     """
 
-    def __init__(self, tokenizer: Any, generation_config: Any = None) -> None:
+    def __init__(
+        self, tokenizer: Any, generation_config: Any = None, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
         self.tokenizer = tokenizer
+        self.plain = PlainText(tokenizer)
+        self.template = Template(tokenizer, self.plain, chat_template_kwargs or {})
         from_model = getattr(generation_config, "eos_token_id", None)
         from_model = [] if from_model is None else from_model if isinstance(from_model, Sequence) else [from_model]
         from_tokenizer = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        self.stop_ids: frozenset[int] = frozenset(map(int, (*from_model, *from_tokenizer)))
+        declared = list(dict.fromkeys(map(int, (*from_tokenizer, *from_model))))
+        self._turn = self.template.turn(declared)
+        self.stop_ids = frozenset(declared if self._turn.end is None else [*declared, self._turn.end])
         if not self.stop_ids:
             raise ValueError(
                 "neither the tokenizer nor the generation config names an end token, so no answer could ever stop: "
                 "set tokenizer.eos_token or generation_config.eos_token_id"
             )
-        self.end_id = self._find_end_id((*from_tokenizer, *from_model)[0])
+        self.end_id = declared[0] if self._turn.end is None else self._turn.end
+        self.notes = [] if self.end_id in declared else [self._note(declared)]
+        self.reader = ResponseReader(tokenizer, self.template.structure())
         self._shows_tools: bool | None = None  # not yet known
 
     def prompt_ids(self, task: Task) -> list[int]:
-        """The ids that the policy continues: the chat with an opened assistant turn.
+        """The ids that the policy continues: the chat with an opened assistant turn, as transformers renders it.
 
-        A tokenizer without a chat template (a base model's) gets the contents, one per line, as plain text.
-        Raises ValueError, naming the task, when its messages cannot be rendered.
+        What looks like a control token in a message or a tool stays text. A tokenizer without a chat template (a base
+        model's) gets the contents, one per line, behind what it puts before every text, and nothing behind them.
+        Raises ValueError, naming the task, when its messages cannot be rendered, or when the template ends the prompt
+        with a stop token.
         """
         try:
-            return self._render(task.messages, add_generation_prompt=True, **self._tools(task))
-        except (TemplateError, KeyError, TypeError, ValueError) as error:
+            ids = self._render(task.messages, add_generation_prompt=True, **self._tools(task))
+        except RENDERING as error:
             raise ValueError(f"task {task.id!r}: its messages cannot be rendered: {error}") from error
+        if ids and ids[-1] in self.stop_ids & self.plain.control_ids:
+            raise ValueError(
+                f"task {task.id!r}: the chat template ends the prompt with {self._name(ids[-1])}, an end token, and "
+                "opens no turn for the policy: give it a generation prompt (add_generation_prompt)"
+            )
+        return ids
 
     def answer_ids(self, task: Task, messages: Sequence[Message]) -> list[int]:
         """The ids between a turn of the policy, its stop token included, and its next: `messages` in the template.
@@ -69,33 +93,30 @@ class Renderer:
         """
         try:
             first, *others = self._around(task, messages)
-        except (TemplateError, KeyError, TypeError, ValueError) as error:
+        except RENDERING as error:
             raise ValueError(f"task {task.id!r}: its environment's answer cannot be rendered: {error}") from error
-        ids = self._encode(first)
+        ids = self._piece_ids(first)
         for message, after in zip(messages, others, strict=True):
-            ids += [*self.plain_ids(message["content"]), *self._encode(after)]
+            ids += [*self.plain.ids(message["content"], behind=True), *self._piece_ids(after)]
         return ids
 
     def plain_ids(self, text: str) -> list[int]:
         """The ids of text in which nothing is a special token: what looks like one is cut before it is tokenised."""
-        cuts = [0, *sorted({match.start() + 1 for match in self._specials.finditer(text)}), len(text)]
-        ids = [token for start, stop in pairwise(cuts) for token in self._encode(text[start:stop])]
-        if self._special_ids.isdisjoint(ids):
-            return ids
-        # A normalising tokenizer may still make one, of look-alikes: then no two characters stay together.
-        return [token for character in text for token in self._encode(character) if token not in self._special_ids]
+        return self.plain.ids(text)
 
     def demonstration(self, task: Task, answer: str | Sequence[Message]) -> tuple[Array, Array]:
         """(token_ids_T int32, mask_T bool): prompt, answer, end token, exactly as the policy would have to write it.
 
         The mask is true on the answer and the end token: with a chat instead of a text, on each of its assistant
-        turns.
+        turns. Of what looks like a control token, the markers of a thought at the beginning are tokens, and of calls
+        where the task has tools; all else stays text. A thought that the prompt opens is closed before an answer that
+        has none, and where the template has the policy name a channel (Harmony), it is named.
         """
         chat = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
         ids, mask = self.prompt_ids(task), list[bool]()
         mask += [False] * len(ids)
         while chat:
-            written = [*self._encode(chat.pop(0)["content"]), self.end_id]
+            written = self._written_ids(ids, chat.pop(0)["content"], bool(task.tools))
             others = next((i for i, message in enumerate(chat) if message["role"] == "assistant"), len(chat))
             shown = self.answer_ids(task, chat[:others]) if others else []
             ids += [*written, *shown]
@@ -104,22 +125,71 @@ class Renderer:
         return np.array(ids, dtype=np.int32), np.array(mask)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer, without its stop token and without special tokens."""
-        if len(ids) and int(ids[-1]) in self.stop_ids:  # a stop token need not be registered as a special one
-            ids = ids[:-1]
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        """The text of a response as a reader sees it: markers of thoughts and calls, but no stop token and no roles."""
+        return self.reader.text(self._without_stop(ids))
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+    def read(self, prompt_ids: Sequence[int], ids: Sequence[int], cut: int | None = None) -> Response:
+        """Text, thought and answer of the response `ids` to a prompt. `cut`: where a stop string ends its text."""
+        return self.reader.read(prompt_ids, self._without_stop(ids), cut)
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, **options: Any) -> list[int]:
+    def stop_strings(self, strings: Sequence[str], minimum: int) -> StopStrings:
+        """Finds out when a response has said one of the strings, at the earliest with its token number `minimum`."""
+        return StopStrings(self.reader, strings, minimum)
+
+    def check_system_prompt(self, task: Task) -> None:
+        """Raises ValueError when the chat template refuses the task's system message, or does not show it."""
+        system = [message["content"] for message in task.messages if message["role"] == "system"]
+        if not system or self.tokenizer.chat_template is None:
+            return
+        try:
+            text = self.template.text(task.messages, add_generation_prompt=True, **self._tools(task))
+        except RENDERING as error:
+            raise ValueError(
+                f"domain {task.domain!r}: the chat template does not take a system message ({error}): drop "
+                "system_prompt, and put its text into the questions"
+            ) from error
+        if not all(content.strip() in text for content in system):
+            raise ValueError(
+                f"domain {task.domain!r}: the chat template does not show the system message {system[0]!r:.80}: drop "
+                "system_prompt, and put its text into the questions"
+            )
+
+    def _without_stop(self, ids: Sequence[int]) -> Sequence[int]:
+        # a stop token need not be registered as a special one
+        return ids[:-1] if len(ids) and int(ids[-1]) in self.stop_ids else ids
+
+    def _written_ids(self, prompt_ids: Sequence[int], content: str, tools: bool) -> list[int]:
+        """A turn that the policy would write behind the prompt, end token included."""
+        opened = self.reader.opened(prompt_ids)
+        closes = opened is not None and opened[1] in content
+        before = f"{opened[1]}\n\n" if opened is not None and not closes else ""
+        lead = set(self.plain.controls.findall(self._turn.lead)) - THOUGHT_MARKERS
+        if lead and not (lead & set(HARMONY) and HARMONY_START.match(content)):
+            before += self._turn.lead
+        own = own_markers(content, opened is not None, tools)
+        return [
+            *self.plain.encode(before, behind=True),
+            *self.plain.ids(content, keep=own),
+            *self.plain.encode(self._turn.close, behind=True),
+            self.end_id,
+        ]
+
+    def _render(self, messages: Sequence[Message], **options: Any) -> list[int]:
         if self.tokenizer.chat_template is None:
-            return list(self.tokenizer.encode("\n".join(message["content"] for message in messages)))
-        chat = [dict(message) for message in messages]
-        encoding = self.tokenizer.apply_chat_template(
-            chat, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True, **options
-        )
-        return list(encoding["input_ids"])
+            return [*self._prefix, *self.plain.ids("\n".join(message["content"] for message in messages))]
+        mark = unused_mark(messages, options)
+        chat = [self.plain.marked_message(message, mark) for message in messages]
+        shown = {key: self.plain.marked(value, mark) for key, value in options.items()}
+        if mark not in repr((chat, shown)):
+            return self.template.ids(messages, **options)
+        return self.plain.unmarked_ids(self.template.text(chat, **shown), mark)
+
+    @cached_property
+    def _prefix(self) -> list[int]:
+        """What the tokenizer puts before every text, a bos token for example. What it puts behind is for no prompt."""
+        bare, whole = self.plain.encode("a"), list(self.tokenizer.encode("a"))
+        places = range(len(whole) - len(bare) + 1)
+        return whole[: next((i for i in places if whole[i : i + len(bare)] == bare), 0)]
 
     def _tools(self, task: Task) -> dict[str, Any]:
         """What the chat template gets of a task's tools. Raises ValueError when it does not show them."""
@@ -127,10 +197,8 @@ class Renderer:
             return {}
         options = {"tools": [dict(tool) for tool in task.tools]}
         if self._shows_tools is None:
-            chat = [dict(message) for message in task.messages]
             shown, bare = (
-                self.tokenizer.chat_template and self.tokenizer.apply_chat_template(chat, tokenize=False, **extra)
-                for extra in (options, {})
+                self.tokenizer.chat_template and self.template.text(task.messages, **extra) for extra in (options, {})
             )
             self._shows_tools = shown != bare
         if not self._shows_tools:
@@ -142,14 +210,15 @@ class Renderer:
         if self.tokenizer.chat_template is None:
             return ["\n"] * (len(messages) + 1)
         places = [f"{ANSWER}{i}." for i in range(len(messages))]
-        answers = [{**message, "content": place} for message, place in zip(messages, places, strict=True)]
-        options = {"add_generation_prompt": True, "tokenize": False, **self._tools(task)}
+        named = [self.plain.marked_message(message, MARK) for message in messages]
+        answers = [{**message, "content": place} for message, place in zip(named, places, strict=True)]
+        options = {"add_generation_prompt": True, **self._tools(task)}
         prompt, text = list(map(dict, task.messages)), ""
         with contextlib.suppress(TemplateError):
             chat = [*prompt, {"role": "assistant", "content": STAND_IN}, *answers]
-            text = self.tokenizer.apply_chat_template(chat, **options)
+            text = self.template.text(chat, **options)
         if calls := places[0] not in text:  # some look for the calls that tools answer
-            text = self.tokenizer.apply_chat_template([*prompt, *_with_calls(answers)], **options)
+            text = self.template.text([*prompt, *_with_calls(answers)], **options)
         before, *rest = re.split("|".join(map(re.escape, places)), text)
         _, found, behind = before.rpartition(STAND_IN)
         ends = [match.end() for match in self._end.finditer(before, before.find(STAND_IN))]
@@ -158,34 +227,26 @@ class Renderer:
                 f"the chat template does not show messages of role {messages[0]['role']!r} behind the policy's turn"
             )
         pieces = [before[ends[-1] :] if ends else behind, *rest]
-        names = [message.get("name", "tool") for message in messages]  # which answers may have from the calls
+        names = [message.get("name", "tool") for message in named]  # which answers may have from the calls
         return [*(piece.replace(STAND_IN, name) for piece, name in zip(pieces, names, strict=False)), rest[-1]]
+
+    def _piece_ids(self, piece: str) -> list[int]:
+        return self.plain.unmarked_ids(piece, MARK, behind=True)
 
     @cached_property
     def _end(self) -> re.Pattern[str]:
         """Finds the stop tokens in a text."""
         return re.compile("|".join(map(re.escape, self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids)))))
 
-    @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        """Added tokens, special or not, save the one for unknown characters: those that text must not turn into."""
-        ids = {number for token, number in self.tokenizer.get_added_vocab().items() if len(token) > 1}
-        return frozenset(ids - {self.tokenizer.unk_token_id})
+    def _name(self, token: int) -> str:
+        return f"{self.tokenizer.decode([token])!r} ({token})"
 
-    @cached_property
-    def _specials(self) -> re.Pattern[str]:
-        """Finds wherever one of them begins in a text, also inside another."""
-        tokens = sorted(map(re.escape, self.tokenizer.convert_ids_to_tokens(sorted(self._special_ids))))
-        return re.compile(f"(?={'|'.join(tokens)})" if tokens else r"(?!)")
-
-    def _find_end_id(self, default: int) -> int:
-        """Gemma's chats end a turn with another token than tokenizer.eos_token, so look at what the template does."""
-        try:
-            turn = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "!"})
-            written = self._render(turn, add_generation_prompt=False)
-        except (TemplateError, KeyError, TypeError, ValueError):
-            return default
-        return next((token for token in reversed(written) if token in self.stop_ids), default)
+    def _note(self, declared: Sequence[int]) -> str:
+        named = ", ".join(map(self._name, declared)) or "none"
+        return (
+            f"the chat template ends an answer with {self._name(self.end_id)}; the tokenizer and the generation config "
+            f"name {named}: any of these ends a response, and demonstrations end with the template's"
+        )
 
 
 def unread(history: Sequence[Message]) -> Sequence[Message]:
