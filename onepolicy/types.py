@@ -111,7 +111,11 @@ class Sample:
     arrive as they finish can be put back in order. `logprobs_R` are those of the engine that wrote the tokens,
     under exactly the distribution it sampled from. `version` is the learner's step that wrote it.
 
-    Of an episode of several turns, `response` is the last one and `history` the chat between prompt and response.
+    `response` is all that was said, as a reader sees it; `thought` ("" without one) and `answer` are its parts, and a
+    thought that never ends has answer None. While `thought` is None, nobody has parted them: the text tells then.
+
+    Of an episode of several turns, `response` is the last one and `history` the chat between prompt and response. A
+    turn in it that has a thought says its answer too, under the key `answer`.
 
     `grader_failed`: the grader could not judge it, and `reason` says why. Its `reward` is then 0.0 and means nothing.
     """
@@ -121,6 +125,8 @@ class Sample:
     mask_T: Array  # bool
     logprobs_R: Array  # float32
     response: str = ""
+    thought: str | None = None
+    answer: str | None = None
     group: int = 0
     index: int = 0
     finish: Finish = "stop"

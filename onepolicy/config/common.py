@@ -33,13 +33,18 @@ class ScratchConfig(Strict):
 
 
 class ModelConfig(Strict):
-    """A checkpoint (folder or hub id), or `scratch`. Compute is float32 or bfloat16 (GPU), over float32 weights."""
+    """A checkpoint (folder or hub id), or `scratch`. Compute is float32 or bfloat16 (GPU), over float32 weights.
+
+    `chat_template_kwargs` are arguments of the chat template, for example {enable_thinking: false}. A teacher that has
+    none gets the student's; where it has some, both must render a chat alike.
+    """
 
     path: str | None = None
     revision: str | None = None
     scratch: ScratchConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: str | None = Field(None, description="transformers' attn_implementation; None lets it choose")
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -75,12 +80,14 @@ class TasksConfig(BaseModel):
 class DomainConfig(Strict):
     """One domain: where its tasks come from and how much of every batch it gets (0: it is evaluated, never drawn).
 
-    `max_new_tokens` bounds an answer, or all turns of an episode together.
+    `max_new_tokens` bounds an answer, or all turns of an episode together. `system_prompt` stands before every chat
+    of the domain that has no system message of its own; without one, the run's does.
     """
 
     tasks: TasksConfig
     share: NonNegativeFloat = 1.0
     max_new_tokens: PositiveInt | None = None
+    system_prompt: str | None = None
     eval_size: PositiveInt = 64
 
 
@@ -115,7 +122,11 @@ class TeacherConfig(Strict):
 
 
 class RolloutConfig(Strict):
-    """How many prompts a step draws and how the policy answers them."""
+    """How many prompts a step draws and how the policy answers them, in training and in evaluation.
+
+    `stop`: strings that end a response as an end token does, as soon as its text has one, also in a thought (as vLLM
+    does it); graders see the text before it. `min_new_tokens`: no response, or turn of an episode, ends earlier.
+    """
 
     prompts: PositiveInt = 64
     n: PositiveInt = 8
@@ -123,7 +134,15 @@ class RolloutConfig(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: NonNegativeInt = 0
     max_new_tokens: PositiveInt = 256
+    min_new_tokens: NonNegativeInt = 0
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     batch_size: PositiveInt = 256
+
+    @model_validator(mode="after")
+    def _can_end(self) -> Self:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+        return self
 
     @model_validator(mode="after")
     def _sample_what_is_trained(self) -> Self:
@@ -211,11 +230,15 @@ class PlateauConfig(Strict):
 
 
 class FolderConfig(Strict):
-    """What every run has in common, also one that trains nothing: where it goes, and how its result is evaluated."""
+    """What every run has in common, also one that trains nothing: where it goes, and how its result is evaluated.
+
+    `system_prompt` stands before every chat that has no system message, in training and in evaluation.
+    """
 
     output: Path
     seed: NonNegativeInt = 0
     domains: Domains = Field(default_factory=dict)
+    system_prompt: str | None = None
     rollout: RolloutConfig = RolloutConfig()
     eval: EvalConfig = EvalConfig()
     too_long: Literal["drop", "error"] = Field(

@@ -18,6 +18,12 @@ class Sampling:
 
     `max_new_tokens` bounds every response; `limits` lowers it for the named domains. `noise` is the standard deviation
     of Gaussian noise on the logits, fresh for every token. Raises ValueError on nonsense.
+
+    `stop`: a turn also ends, as if the policy had ended it, as soon as its text has one of these strings, in a thought
+    too (as vLLM does it). The tokens stay as sampled; the text that graders see ends before the string.
+    `min_new_tokens`: until a turn has so many, no stop token is sampled and no stop string counts. Log-probs stay those
+    of the whole distribution, stop tokens included, since the learner computes these: a forced token's probability
+    when it was sampled was larger, by 1 / (1 - probability of stopping), and no importance weight corrects that.
     """
 
     temperature: float = 1.0
@@ -26,8 +32,15 @@ class Sampling:
     max_new_tokens: int = 256
     limits: dict[str, int] | None = None
     noise: float = 0.0
+    stop: tuple[str, ...] = ()
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str) or not all(self.stop) or self.min_new_tokens < 0:
+            raise ValueError(
+                f"cannot sample with {self}: stop is a tuple of strings, none of them empty, and min_new_tokens is at "
+                "least 0"
+            )
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
             raise ValueError(
                 f"cannot sample with {self}: temperature must be at least 0, top_p in (0, 1], top_k at least 0 and "

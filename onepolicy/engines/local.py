@@ -52,6 +52,7 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     finish: Finish | None = None
     reason: str = ""
+    cut: int | None = None  # where a stop string ends the text
 
 
 class LocalEngine:
@@ -117,7 +118,10 @@ class LocalEngine:
         """A row that goes on with the sample's own random numbers. Its group is its number: no two read the same."""
         prompt, reason = sample.token_ids_T.tolist(), ""
         try:
-            prompt += self.renderer.answer_ids(sample.task, unread(sample.history))
+            answer = self.renderer.answer_ids(sample.task, unread(sample.history))
+            if prompt[-1] not in self.renderer.stop_ids:  # a stop string has ended the turn
+                prompt.append(self.renderer.end_id)
+            prompt += answer
         except ValueError as error:
             reason = str(error)
         limit = min(sampling.limit(sample.task.domain) - sample.length, self.room(len(prompt)))
@@ -201,14 +205,16 @@ class LocalEngine:
         if sampling.noise:
             logits_BV = logits_BV + sampling.noise * self._normals(batch.rows, logits_BV.shape[1])
         uniforms_B = torch.tensor([next(row.uniforms) for row in batch.rows], dtype=torch.float64)
-        tokens_B, logprobs_B = draw(logits_BV, uniforms_B, sampling)
+        tokens_B, logprobs_B = draw(logits_BV, uniforms_B, sampling, self._barred(batch.rows, logits_BV, sampling))
+        stops = self.renderer.stop_strings(sampling.stop, sampling.min_new_tokens)
         for row, token, logprob in zip(batch.rows, tokens_B.tolist(), logprobs_B.tolist(), strict=True):
             if row.finish:
                 continue
             if math.isfinite(logprob):
                 row.tokens.append(token)
                 row.logprobs.append(logprob)
-                if token in self.renderer.stop_ids:
+                row.cut = stops.find(row.tokens)
+                if token in self.renderer.stop_ids or row.cut is not None:
                     row.finish = "stop"
                 elif len(row.tokens) == row.limit:
                     row.finish = "length"
@@ -218,6 +224,16 @@ class LocalEngine:
                 ended.append(row)
         return ended
 
+    def _barred(self, rows: Sequence[Row], logits_BV: Tensor, sampling: Sampling) -> Tensor | None:
+        """[B, V], true at stop tokens of rows that are too short to end; None when all may end."""
+        short = [len(row.tokens) < sampling.min_new_tokens for row in rows]
+        if not any(short):
+            return None
+        stops = [token for token in self.renderer.stop_ids if token < logits_BV.shape[1]]
+        barred_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+        barred_BV[:, stops] = torch.tensor(short, device=logits_BV.device)[:, None]
+        return barred_BV
+
     def _normals(self, rows: Sequence[Row], vocabulary: int) -> Tensor:
         """[B, V] of standard normal numbers, each row's its own."""
         parts = [row.noise.standard_normal(vocabulary, dtype=np.float32) for row in rows if row.noise is not None]
@@ -225,12 +241,15 @@ class LocalEngine:
 
     def _sample(self, row: Row, version: int) -> Sample:
         token_ids_T = np.array(row.prompt + row.tokens, dtype=np.int32)
+        said = self.renderer.read(row.prompt, row.tokens, row.cut)
         return Sample(
             task=row.task,
             token_ids_T=token_ids_T,
             mask_T=np.arange(len(token_ids_T)) >= len(row.prompt),
             logprobs_R=np.array(row.logprobs, dtype=np.float32),
-            response=self.renderer.decode(row.tokens),
+            response=said.text,
+            thought=said.thought,
+            answer=said.answer,
             group=row.group,
             index=row.index,
             finish=row.finish or "error",
@@ -347,7 +366,7 @@ def append_turn(sample: Sample, turn: Sample) -> None:
     turn.mask_T[: len(sample.mask_T)] = sample.mask_T
     sample.token_ids_T, sample.mask_T = turn.token_ids_T, turn.mask_T
     sample.logprobs_R = np.concatenate([sample.logprobs_R, turn.logprobs_R])
-    sample.response = turn.response
+    sample.response, sample.thought, sample.answer = turn.response, turn.thought, turn.answer
 
 
 def uniforms(seed: int, group: int, index: int) -> Iterator[float]:
@@ -362,13 +381,20 @@ def generator(seed: int, group: int, index: int, part: int = 0) -> np.random.Gen
     return np.random.Generator(np.random.Philox(key=[seed % 2**64, (group << 32) + index], counter=[0, 0, 0, part]))
 
 
-def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """One token per row and its log-probability, by inverting the distribution function at `uniforms_B`."""
+def draw(
+    logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling, barred_BV: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One token per row and its log-probability, by inverting the distribution function at `uniforms_B`.
+
+    Barred tokens are not drawn. The log-probability in a row that has some is that of the whole softmax, barred tokens
+    included, as a learner computes it.
+    """
+    drawn_BV = logits_BV if barred_BV is None else logits_BV.masked_fill(barred_BV, -torch.inf)
     if sampling.temperature == 0:
-        logprobs_BV = logits_BV.log_softmax(-1)
+        logprobs_BV = drawn_BV.log_softmax(-1)
         tokens_B1 = logprobs_BV.argmax(-1, keepdim=True)
     else:
-        logprobs_BV = truncate(logits_BV / sampling.temperature, sampling.top_k, sampling.top_p).log_softmax(-1)
+        logprobs_BV = truncate(drawn_BV / sampling.temperature, sampling.top_k, sampling.top_p).log_softmax(-1)
         # float64, because 150,000 float32 terms round at 1e-7, which is more than many a token's probability.
         wide = torch.float32 if logits_BV.device.type == "mps" else torch.float64
         cumulative_BV = logprobs_BV.exp().cumsum(-1, dtype=wide)
@@ -377,6 +403,9 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Ten
         # In float32, or summed in parallel, rounding may name a token of probability 0: take the most likely instead.
         likely_B1 = logprobs_BV.argmax(-1, keepdim=True)
         tokens_B1 = torch.where(logprobs_BV.gather(-1, tokens_B1) == -torch.inf, likely_B1, tokens_B1)
+    if barred_BV is not None:
+        whole_BV = (logits_BV / (sampling.temperature or 1.0)).log_softmax(-1)
+        logprobs_BV = torch.where(barred_BV.any(-1, keepdim=True), whole_BV, logprobs_BV)
     return tokens_B1[:, 0], logprobs_BV.gather(-1, tokens_B1)[:, 0]
 
 

@@ -47,7 +47,8 @@ class TaskSource(Protocol):
         But a failure is no low reward: the answer is then left out of the update. Return 0 for an answer that cannot be
         read; raise, or return Grade(0.0, reason, failed=True), where it could not be judged.
 
-        It sees the task only (the grading process draws nothing), so all it needs rides on the task.
+        It sees the task only (the grading process draws nothing), so all it needs rides on the task. Of a policy's
+        response it gets the answer, without the thought; with a parameter `thought` it gets that too.
         """
         ...
 
@@ -69,7 +70,7 @@ class Episode(Protocol):
     """
 
     def step(self, text: str) -> str | Sequence[Message] | Grade:
-        """Take a turn of the policy, any text whatever. A Grade ends the episode.
+        """Take a turn of the policy, any text whatever, without its thought. A Grade ends the episode.
 
         Else the answer: messages for the chat template (not of the assistant's role), or a string, which is one
         message of the role `tool`.

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from onepolicy.tasks.base import Environment, Episode, GraderBug, as_grade
+from onepolicy.thought import answer_of
 from onepolicy.types import Grade, Message, Observation, Task
 
 MAX_KEPT = 10_000  # transcripts; the one that has waited longest makes room, and would be played again
@@ -78,20 +79,30 @@ class Episodes:
 def demonstrated(source: Environment, task: Task, turns: Sequence[str]) -> tuple[Message, ...]:
     """The chat that follows the prompt when these turns are taken, up to the policy's last word.
 
-    In this process and without limits: for a source's own turns only. Raises what the environment raises.
+    In this process and without limits: for a source's own turns only. Raises what the environment raises, and
+    ValueError for a turn whose thought never ends.
     """
     episode, chat = source.start(task), [said(turns[0])]
     for text, following in pairwise(turns):
-        answer = as_reply(episode.step(text), task.domain)
+        told = answer_of(text)
+        if told is None:
+            raise ValueError(f"task {task.id!r}: the thought of the demonstration {text!r:.80} never ends")
+        answer = as_reply(episode.step(told), task.domain)
         if isinstance(answer, Grade):
             break
         chat += [*answer.messages, said(following)]
     return tuple(chat)
 
 
-def said(text: str) -> Message:
-    """A turn of the policy."""
-    return {"role": "assistant", "content": text}
+def said(text: str, answer: str | None = None) -> Message:
+    """A turn of the policy, and what the environment heard of it where that is not all."""
+    turn = {"role": "assistant", "content": text}
+    return turn if answer is None or answer == text else {**turn, "answer": answer}
+
+
+def heard(history: Sequence[Message]) -> tuple[Message, ...]:
+    """A chat as its environment knows it: of the policy's turns the answers alone."""
+    return tuple(said(m.get("answer", m["content"])) if m["role"] == "assistant" else m for m in history)
 
 
 def turns_of(history: Sequence[Message]) -> list[str]:

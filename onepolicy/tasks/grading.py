@@ -10,6 +10,7 @@ environment's answer, in its `history`; write its next turn and submit it again.
 A bad answer is data: one that makes its grader raise, hang, crash or devour memory is not judged, Grade(0.0, reason,
 failed=True), and the rest of the batch is graded as if nothing had happened. Nothing is learnt from a failed grading,
 and no score counts it. A reward outside [0, 1] is the grader's fault and an error.
+Graders get the answer, without the thought. A thought that never ends is no answer: reward 0, and no grader is asked.
 What this is not: a sandbox. Graders here may read files and open connections; for code written by a model there is
 `onepolicy.sandbox`, which the graders of such domains use.
 """
@@ -35,7 +36,8 @@ from typing import IO, Any, NamedTuple, Self, cast
 
 from onepolicy.config import DomainConfig, TasksConfig, did_you_mean
 from onepolicy.tasks.base import GraderBug
-from onepolicy.tasks.episodes import said
+from onepolicy.tasks.episodes import heard, said
+from onepolicy.thought import NEVER_ENDS, Separated, separate
 from onepolicy.types import Answer, Grade, Message, Observation, Sample, Task
 
 MAX_RESPONSE = 1_000_000  # characters; of a longer answer the grader sees the end, where the result stands
@@ -46,6 +48,7 @@ START_LIMIT_S = 120.0  # imports and building the sources
 class Item(NamedTuple):
     """What the policy says to a task: one text or, where an Environment takes them, turns after those of `history`.
 
+    These are answers, without their thoughts; `thought` is that of the last turn, for graders that ask for it.
     `over`: no turn can follow, so that the reply must be a grade.
     """
 
@@ -53,9 +56,11 @@ class Item(NamedTuple):
     turns: tuple[str, ...]
     history: tuple[Message, ...] = ()
     over: bool = True
+    thought: str = ""
 
 
 Reply = Grade | Observation
+UNANSWERED = Grade(0.0, NEVER_ENDS)
 
 
 class GradingError(RuntimeError):
@@ -72,7 +77,7 @@ class Grader:
         if time_limit_s <= 0 or memory_limit_gib <= 0:
             raise ValueError(f"limits must be positive, got {time_limit_s} s and {memory_limit_gib} GiB")
         self._names = list(domains)
-        self._pending: list[tuple[list[Sample], Future[list[Reply]]]] = []
+        self._pending: list[tuple[list[Sample], list[Item | None], Future[list[Reply]]]] = []
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         tasks = {name: config.tasks for name, config in domains.items()}
         worker = _Worker(tasks, time_limit_s, memory_limit_gib)
@@ -83,7 +88,8 @@ class Grader:
     def submit(self, samples: Sequence[Sample]) -> None:
         """Queue samples for grading and return at once. Raises ValueError on a domain that is not this grader's."""
         samples = list(samples)
-        self._pending.append((samples, self._enqueue([_item(sample) for sample in samples])))
+        items = [_item(sample) for sample in samples]
+        self._pending.append((samples, items, self._enqueue([item for item in items if item is not None])))
 
     def collect(self) -> list[Sample]:
         """Wait for all that was submitted, set `reward` and `reason`, and return the samples in submission order.
@@ -93,21 +99,27 @@ class Grader:
         """
         pending, self._pending = self._pending, []
         graded = []
-        for samples, future in pending:
-            for sample, reply in zip(samples, future.result(), strict=True):
+        for samples, items, future in pending:
+            replies = iter(future.result())
+            for sample, item in zip(samples, items, strict=True):
+                reply = UNANSWERED if item is None else next(replies)
                 if isinstance(reply, Grade):
-                    sample.reward, sample.reason = reply.reward, reply.reason
+                    unheard = item is not None and not item.turns and sample.response
+                    sample.reward = reply.reward
+                    sample.reason = "; ".join(filter(None, (NEVER_ENDS if unheard else "", reply.reason)))
                     sample.turn_rewards, sample.grader_failed = reply.turn_rewards, reply.failed
                 else:
-                    sample.history = (*sample.history, said(sample.response), *reply.messages)
-                    sample.response = ""
+                    answer = separated(sample).answer
+                    sample.history = (*sample.history, said(sample.response, answer), *reply.messages)
+                    sample.response, sample.thought, sample.answer = "", None, None
                 graded.append(sample)
         return graded
 
     def grade(self, items: Sequence[tuple[Task, Answer]]) -> list[Grade]:
-        """Grade now and wait: one Grade per (task, answer), in order. Raises as `collect` does."""
-        whole = [Item(task, (answer,) if isinstance(answer, str) else tuple(answer)) for task, answer in items]
-        return cast(list[Grade], self._enqueue(whole).result())  # since they are over
+        """Grade now and wait: one Grade per (task, response or turns), in order. Raises as `collect` does."""
+        whole = [_whole(task, (turns,) if isinstance(turns, str) else turns) for task, turns in items]
+        grades = iter(self._enqueue([item for item in whole if item is not None]).result())
+        return [UNANSWERED if item is None else cast(Grade, next(grades)) for item in whole]  # since they are over
 
     def _enqueue(self, items: list[Item]) -> Future[list[Reply]]:
         for item in items:
@@ -117,7 +129,12 @@ class Grader:
         if not self.close.alive:
             raise GradingError("this grader was closed")
         future: Future[list[Reply]] = Future()
-        short = [item._replace(turns=tuple(text[-MAX_RESPONSE:] for text in item.turns)) for item in items]
+        short = [
+            item._replace(
+                turns=tuple(text[-MAX_RESPONSE:] for text in item.turns), thought=item.thought[-MAX_RESPONSE:]
+            )
+            for item in items
+        ]
         self._jobs.put((short, future))
         return future
 
@@ -131,11 +148,34 @@ class Grader:
 _Job = tuple[list[Item], "Future[list[Reply]]"]
 
 
-def _item(sample: Sample) -> Item:
-    """A sample that has come to its end by a limit has no next turn, and perhaps none that is new."""
+def separated(sample: Sample) -> Separated:
+    """Thought and answer of a sample's last turn: the engine's, who knows the tokens, else as its text has them."""
+    if sample.thought is None:
+        return separate(sample.response)
+    return Separated(sample.thought, sample.answer)
+
+
+def _item(sample: Sample) -> Item | None:
+    """What a sample says, None when it is nothing: its thought never ends.
+
+    A sample that has come to its end by a limit has no next turn, and perhaps none that is new. Where it has taken
+    turns before, it gets the grade of the state that these have led to.
+    """
     over = sample.finish != "stop"
-    turns = () if over and sample.history and not sample.response else (sample.response,)
-    return Item(sample.task, turns, sample.history, over)
+    thought, answer = separated(sample)
+    history = heard(sample.history)
+    if over and history and (not sample.response or answer is None):
+        return Item(sample.task, (), history, over, thought)
+    return None if answer is None else Item(sample.task, (answer,), history, over, thought)
+
+
+def _whole(task: Task, turns: Sequence[str]) -> Item | None:
+    """All that is said to a task, None when a thought never ends."""
+    parts = [separate(text) for text in turns]
+    answers = tuple(part.answer for part in parts if part.answer is not None)
+    if len(answers) < len(parts):
+        return None
+    return Item(task, answers, thought=parts[-1].thought if parts else "")
 
 
 def _serve(jobs: queue.SimpleQueue[_Job | None], worker: _Worker) -> None:
@@ -184,7 +224,7 @@ def _batches(items: list[Item]) -> list[list[Item]]:
     batches: list[list[Item]] = []
     characters = 0
     for item in items:
-        length = sum(map(len, item.turns)) + sum(len(message["content"]) for message in item.history)
+        length = len(item.thought) + sum(map(len, item.turns)) + sum(len(message["content"]) for message in item.history)
         characters += length
         if not batches or len(batches[-1]) == BATCH_ITEMS or characters > BATCH_CHARACTERS:
             batches.append([])

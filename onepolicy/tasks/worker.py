@@ -9,6 +9,7 @@ it cannot run code in the parent.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pickle
@@ -127,7 +128,8 @@ def _answer(source: Source, item: Item, episodes: Episodes) -> Observation | Gra
     if isinstance(source, Environment):
         return episodes.reply(source, item.task, item.history, item.turns, item.over)
     (response,) = item.turns
-    return as_grade(source.grade(item.task, response), f"the grader of domain {item.task.domain!r}")
+    wanted = {"thought": item.thought} if "thought" in inspect.signature(source.grade).parameters else {}
+    return as_grade(source.grade(item.task, response, **wanted), f"the grader of domain {item.task.domain!r}")
 
 
 def _say(link: socket.socket, message: dict[str, Any]) -> None:
