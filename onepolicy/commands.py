@@ -88,7 +88,7 @@ def check_run(config: AnyRun, gradients: bool) -> bool:
     if not isinstance(config, Rehearsed):
         model, tokenizer = load_model(config.model, config.seed)
         for name, teacher in config.teachers.items() if isinstance(config, OffpolicyConfig) else ():
-            check_identity(name, teacher.model, model, tokenizer)
+            check_identity(name, teacher.model, model, tokenizer, config.model)
         return True
     rehearsal = rehearse(config, gradients)
     show_rehearsal(rehearsal)

@@ -8,7 +8,6 @@ from typing import Self
 import torch
 
 from onepolicy.config import EvalConfig, MergeConfig, ModelConfig, RunConfig
-from onepolicy.engines.base import Sampling
 from onepolicy.engines.local import LocalEngine
 from onepolicy.engines.precision import DTYPES
 from onepolicy.engines.probe import check_generation
@@ -17,7 +16,7 @@ from onepolicy.engines.text import Renderer
 from onepolicy.evaluation import Evaluation
 from onepolicy.models import load_model, pick_device
 from onepolicy.progress import hush_transformers
-from onepolicy.session import GOLDS, evaluated
+from onepolicy.session import GOLDS, evaluated, sampling_of
 from onepolicy.tasks.check import require_golds
 from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import Mixture
@@ -31,8 +30,7 @@ class Exam:
         self.config, self.device = config, pick_device(config.device)
         mixture = Mixture(config.domains, config.seed)
         self.tasks = mixture.eval_tasks
-        limits = {name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens}
-        self.sampling = Sampling(max_new_tokens=config.rollout.max_new_tokens, limits=limits)
+        self.sampling = sampling_of(config)
         hush_transformers()
         torch.set_num_threads(config.threads)
         self.grader = Grader(config.domains)
@@ -50,11 +48,13 @@ class Exam:
         Raises ValueError that names the prompts that do not fit the candidate's context, unless too_long is drop.
         """
         model, tokenizer = load_model(candidate, device=self.device)
-        renderer = Renderer(tokenizer, model.generation_config)
+        own, of_run = candidate.chat_template_kwargs, self.config.model.chat_template_kwargs
+        renderer = Renderer(tokenizer, model.generation_config, of_run if own is None else own)
+        renderer.check_system_prompts(self.tasks.values())
         batch_size, dtype = self.config.rollout.batch_size, DTYPES[candidate.dtype]
         engine = LocalEngine(model, renderer, batch_size=batch_size, dtype=dtype)
         check_generation(engine)
-        sampling = replace(self.sampling, temperature=setting.temperature)
+        sampling = replace(self.sampling, temperature=setting.temperature, noise=0.0)
         room = Room(engine, sampling)
         room.require(list(self.tasks))
         screen = Screen(room.prompt_fault, self.config.too_long)

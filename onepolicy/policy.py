@@ -27,7 +27,7 @@ class Policy:
     def __init__(self, config: RunConfig, loss: LossConfig, device: torch.device) -> None:
         self.config = config
         model, tokenizer = load_model(config.model, config.seed, device)
-        self.renderer = Renderer(tokenizer, model.generation_config)
+        self.renderer = Renderer(tokenizer, model.generation_config, config.model.chat_template_kwargs)
         dtype = DTYPES[config.model.dtype]
         self.engine = LocalEngine(model, self.renderer, batch_size=config.rollout.batch_size, dtype=dtype)
         self.learner = Learner(

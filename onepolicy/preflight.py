@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -64,9 +64,16 @@ class TeacherReport:
 
 
 def check_identity(
-    name: str, teacher: ModelConfig, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    name: str,
+    teacher: ModelConfig,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    student_config: ModelConfig | None = None,
 ) -> None:
-    """Raises ValueError when the teacher does not read and write the student's tokens."""
+    """Raises ValueError when the teacher does not read and write the student's tokens.
+
+    The student may end an answer with tokens that the teacher does not use (a base model's own), not the other way.
+    """
     theirs = load_tokenizer(teacher)
     _same_tokens(name, tokenizer, theirs)
     model_config = AutoConfig.from_pretrained(teacher.path, revision=teacher.revision)
@@ -76,17 +83,22 @@ def check_identity(
             f"teacher {name!r} has a vocabulary of {rows}, less than the student's tokenizer of {len(tokenizer)} "
             "tokens: it cannot score all that the student writes; use a teacher of the student's family"
         )
-    ours_end = Renderer(tokenizer, student.generation_config).stop_ids
-    theirs_end = Renderer(theirs, _generation_config(teacher)).stop_ids
-    if ours_end != theirs_end:
+    our_kwargs = (student_config.chat_template_kwargs if student_config else None) or {}
+    their_kwargs = our_kwargs if teacher.chat_template_kwargs is None else teacher.chat_template_kwargs
+    ours_end = Renderer(tokenizer, student.generation_config, our_kwargs).stop_ids
+    theirs_end = Renderer(theirs, _generation_config(teacher), their_kwargs).stop_ids
+    if not theirs_end <= ours_end:
         raise ValueError(
             f"teacher {name!r} ends an answer with tokens {sorted(theirs_end)}, the student with {sorted(ours_end)}: "
             "set eos_token_id in generation_config.json of one of them to the other's"
         )
-    if tokenizer.chat_template != theirs.chat_template and _rendered(tokenizer) != _rendered(theirs):
+    if (tokenizer.chat_template, our_kwargs) == (theirs.chat_template, their_kwargs):
+        return
+    ours_shown, theirs_shown = _rendered(tokenizer, our_kwargs), _rendered(theirs, their_kwargs)
+    if ours_shown != theirs_shown:
         raise ValueError(
-            f"teacher {name!r} renders a chat as {_rendered(theirs)!r}, the student as {_rendered(tokenizer)!r}: "
-            "give both the chat template that the student was trained with"
+            f"teacher {name!r} renders a chat as {theirs_shown!r}, the student as {ours_shown!r}: give both the chat "
+            "template that the student was trained with, and the same chat_template_kwargs"
         )
 
 
@@ -213,10 +225,10 @@ def _same_tokens(name: str, student: PreTrainedTokenizerBase, teacher: PreTraine
         )
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> str:
     if tokenizer.chat_template is None:
         return "no chat template"
-    return str(tokenizer.apply_chat_template(PROBE, tokenize=False, add_generation_prompt=True))
+    return str(tokenizer.apply_chat_template(PROBE, tokenize=False, add_generation_prompt=True, **kwargs))
 
 
 def _generation_config(config: ModelConfig) -> GenerationConfig | None:

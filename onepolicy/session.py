@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
-from onepolicy.config import LossConfig, ModelConfig, RunConfig
+from onepolicy.config import LossConfig, MergeConfig, ModelConfig, RunConfig
 from onepolicy.engines.base import Engine, Sampling
 from onepolicy.engines.room import Room
 from onepolicy.evaluation import Evaluation, evaluate, prompt_text, transcript
@@ -79,11 +79,12 @@ class Session:
         torch.manual_seed(config.seed)
         self.policies = {name: Policy(config, loss, device) for name in branches}
         self.policy = self.policies[branches[0]]
-        limits = {name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens}
-        rollout = config.rollout
-        noise = getattr(rollout, "engine_noise", 0.0)
-        self.sampling = Sampling(rollout.temperature, max_new_tokens=rollout.max_new_tokens, limits=limits, noise=noise)
-        # what the model can take of these tasks
+        self.sampling = sampling_of(config)
+        # what the model makes of these tasks, and can take of them
+        renderer = self.policy.renderer
+        renderer.check_system_prompts(self.mixture.eval_tasks.values())
+        for note in renderer.notes:
+            print(f"note: {note}", file=sys.stderr)
         room = Room(self.policy.engine, self.sampling)
         room.require(list(config.domains))
         self.screen = self._screen(room)
@@ -120,7 +121,7 @@ class Session:
     def frozen(self, models: Mapping[str, ModelConfig], routes: Mapping[str, str]) -> Routed:
         """Frozen checkpoints as scorers, routed by domain; checked against the student, and remembered for a resume."""
         for name, model in models.items():
-            check_identity(name, model, self.learner.model, self.learner.tokenizer)
+            check_identity(name, model, self.learner.model, self.learner.tokenizer, self.config.model)
         routed = open_teachers(models, routes, self.shelf)
         for name, model in models.items():
             self.identities[name] = self.shelf.teacher(name, model).fingerprint
@@ -269,6 +270,19 @@ class Session:
         }
         learners = {name: policy.state() for name, policy in self.policies.items()}
         self.folder.save_checkpoint(step, learners, facts)
+
+
+def sampling_of(config: RunConfig | MergeConfig) -> Sampling:
+    """How a run's rollouts are sampled."""
+    rollout = config.rollout
+    return Sampling(
+        rollout.temperature,
+        max_new_tokens=rollout.max_new_tokens,
+        limits={name: d.max_new_tokens for name, d in config.domains.items() if d.max_new_tokens},
+        noise=getattr(rollout, "engine_noise", 0.0),
+        stop=rollout.stop,
+        min_new_tokens=rollout.min_new_tokens,
+    )
 
 
 def evaluated(

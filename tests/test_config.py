@@ -128,6 +128,7 @@ def test_the_defaults_of_mopd_are_the_vetted_ones() -> None:
             "model.scratch": None,
             "model.dtype": "float32",
             "model.attention": None,
+            "model.chat_template_kwargs": None,
             "domains": None,
         }.items()
     }

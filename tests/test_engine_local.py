@@ -10,7 +10,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from onepolicy.engines.base import Sampling
-from onepolicy.engines.local import LocalEngine, draw, truncate
+from onepolicy.engines.local import LocalEngine
+from onepolicy.engines.sampling import draw, truncate
 from onepolicy.engines.text import Renderer
 from onepolicy.types import Sample, Task
 from tests.tiny_models import build, plain_logprobs

@@ -80,8 +80,8 @@ class TasksConfig(BaseModel):
 class DomainConfig(Strict):
     """One domain: where its tasks come from and how much of every batch it gets (0: it is evaluated, never drawn).
 
-    `max_new_tokens` bounds an answer, or all turns of an episode together. `system_prompt` stands before every chat
-    of the domain that has no system message of its own; without one, the run's does.
+    `max_new_tokens` bounds an answer, or all turns of an episode together. `system_prompt` stands before every chat of
+    the domain, in the place of the run's ("" for none); a system message that the chat has already follows in it.
     """
 
     tasks: TasksConfig
@@ -98,6 +98,15 @@ def _usable(domains: dict[str, DomainConfig]) -> dict[str, DomainConfig]:
     if domains and not any(domain.share for domain in domains.values()):
         raise ValueError("every domain has share 0, so there is nothing to draw: give one of them a share above 0")
     return domains
+
+
+def _prompted(domain: Any, system_prompt: str) -> Any:
+    """A domain, as a file or as Python has it, with a system prompt unless it has one of its own."""
+    if isinstance(domain, DomainConfig) and domain.system_prompt is None:
+        return domain.model_copy(update={"system_prompt": system_prompt})
+    if isinstance(domain, dict) and domain.get("system_prompt") is None:
+        return {**domain, "system_prompt": system_prompt}
+    return domain
 
 
 Domains = Annotated[dict[str, DomainConfig], AfterValidator(_usable)]
@@ -232,7 +241,7 @@ class PlateauConfig(Strict):
 class FolderConfig(Strict):
     """What every run has in common, also one that trains nothing: where it goes, and how its result is evaluated.
 
-    `system_prompt` stands before every chat that has no system message, in training and in evaluation.
+    `system_prompt` is for all domains without one of their own, in training and in evaluation.
     """
 
     output: Path
@@ -246,6 +255,17 @@ class FolderConfig(Strict):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: PositiveInt = Field(1, description="CPU threads of this process; two busy processes want one each")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prompt_every_domain(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("system_prompt"), str):
+            return data
+        domains = data.get("domains")
+        if not isinstance(domains, dict):
+            return data
+        prompted = {name: _prompted(domain, data["system_prompt"]) for name, domain in domains.items()}
+        return {**data, "domains": prompted}
 
 
 class RunConfig(FolderConfig):

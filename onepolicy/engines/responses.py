@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from onepolicy.thought import HARMONY, MARKERS, parted, separate, separate_harmony, without_opening

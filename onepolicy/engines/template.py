@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jinja2
 import jinja2.ext
@@ -110,7 +110,7 @@ class Template:
         return _behind(self._rendered(("user",), add_generation_prompt=True), CONTENTS[0])
 
     def _lead(self, turn: str | None) -> str:
-        """Control tokens of the policy's turn that the generation prompt has not written already (Harmony's channel)."""
+        """Control tokens of the policy's turn that the generation prompt has not written (Harmony's channel)."""
         prompt = self._rendered(("user",), add_generation_prompt=True)
         if turn is None or prompt is None or not turn.startswith(prompt):
             return ""
@@ -149,7 +149,7 @@ class Template:
 class _Generation(jinja2.ext.Extension):
     """The block {% generation %} that transformers adds to jinja's language."""
 
-    tags = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser: Any) -> Any:
         next(parser.stream)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -136,8 +136,13 @@ class Renderer:
         """Finds out when a response has said one of the strings, at the earliest with its token number `minimum`."""
         return StopStrings(self.reader, strings, minimum)
 
-    def check_system_prompt(self, task: Task) -> None:
-        """Raises ValueError when the chat template refuses the task's system message, or does not show it."""
+    def check_system_prompts(self, domains: Iterable[Sequence[Task]]) -> None:
+        """Raises ValueError when the chat template does not show the system message of each domain's first task."""
+        for tasks in domains:
+            if tasks:
+                self._check_system_prompt(tasks[0])
+
+    def _check_system_prompt(self, task: Task) -> None:
         system = [message["content"] for message in task.messages if message["role"] == "system"]
         if not system or self.tokenizer.chat_template is None:
             return

@@ -224,7 +224,9 @@ def _batches(items: list[Item]) -> list[list[Item]]:
     batches: list[list[Item]] = []
     characters = 0
     for item in items:
-        length = len(item.thought) + sum(map(len, item.turns)) + sum(len(message["content"]) for message in item.history)
+        length = (
+            len(item.thought) + sum(map(len, item.turns)) + sum(len(message["content"]) for message in item.history)
+        )
         characters += length
         if not batches or len(batches[-1]) == BATCH_ITEMS or characters > BATCH_CHARACTERS:
             batches.append([])

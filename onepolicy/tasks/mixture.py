@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from onepolicy.config import DomainConfig
@@ -28,6 +29,16 @@ def prompt_key(task: Task) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
+def with_system_prompt(task: Task, text: str) -> Task:
+    """The task with `text` before its chat, as a system message; one that the chat has already follows in the same."""
+    if not text:
+        return task
+    first, *others = task.messages
+    if first["role"] == "system":
+        return replace(task, messages=({**first, "content": f"{text}\n\n{first['content']}"}, *others))
+    return replace(task, messages=({"role": "system", "content": text}, *task.messages))
+
+
 def _plain(value: Any) -> Any:
     """Media inside messages as something JSON knows; arrays and images by their bytes."""
     if isinstance(value, Mapping):
@@ -41,9 +52,10 @@ class Domain:
 
     def __init__(self, name: str, config: DomainConfig, seed: int) -> None:
         """Draws the held-out tasks. Raises ConfigError on bad options, ValueError on too few distinct prompts."""
-        self.name = name
+        self.name, self.system_prompt = name, config.system_prompt or ""
         self.source: Source = build_source(name, config.tasks, seed)
-        self.eval_tasks = first_distinct(build_eval_source(name, config.tasks), config.eval_size, name)
+        held_out = first_distinct(build_eval_source(name, config.tasks), config.eval_size, name)
+        self.eval_tasks = [with_system_prompt(task, self.system_prompt) for task in held_out]
         self.cursor = 0  # the next index to draw
         self.too_long = 0  # held-out prompts that cannot be asked
         self._held_out = {prompt_key(task) for task in self.eval_tasks}
@@ -65,7 +77,7 @@ class Domain:
     def draw(self) -> Task:
         """The next training task. Raises ValueError when nearly nothing drawn can be trained on."""
         while True:
-            task = self.source.draw(self.cursor)
+            task = with_system_prompt(self.source.draw(self.cursor), self.system_prompt)
             self.cursor += 1
             held_out = self._is_held_out(task)
             fits = held_out or self._screen is None or self._screen.passes(task)
