@@ -25,7 +25,7 @@ from jinja2 import TemplateError
 from onepolicy.engines.plain import MARK, PlainText, own_markers, unused_mark
 from onepolicy.engines.responses import Response, ResponseReader, StopStrings
 from onepolicy.engines.template import RENDERING, Template
-from onepolicy.thought import HARMONY, HARMONY_START, MARKERS
+from onepolicy.thought import HARMONY, MARKERS, speaks_harmony
 from onepolicy.types import Array, Message, Task
 
 STAND_IN, ANSWER = "onepolicyturn", "onepolicyanswer"  # such text as no template alters or splits
@@ -169,7 +169,7 @@ class Renderer:
         closes = opened is not None and opened[1] in content
         before = f"{opened[1]}\n\n" if opened is not None and not closes else ""
         lead = set(self.plain.controls.findall(self._turn.lead)) - THOUGHT_MARKERS
-        if lead and not (lead & set(HARMONY) and HARMONY_START.match(content)):
+        if lead and not (lead & set(HARMONY) and speaks_harmony(content)):
             before += self._turn.lead
         own = own_markers(content, opened is not None, tools)
         return [
