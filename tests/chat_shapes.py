@@ -1,4 +1,4 @@
-"""Tokenizers and chat templates in the shapes of well-known families: small, written here, with their special tokens."""
+"""Tokenizers and chat templates in the shapes of well-known families: small, written here, with their tokens."""
 
 from __future__ import annotations
 
@@ -65,7 +65,6 @@ class Shape:
     declared: tuple[str, ...] = ()  # by the generation config
     arguments: Mapping[str, Any] = field(default_factory=dict)
     spaced: bool = False
-    system: bool = True  # has a role for it
     demonstration: str = "{}"  # how a demonstration is written, up to its end
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -105,10 +104,16 @@ LLAMA = """\
 {{- bos_token }}
 {%- for m in messages %}
 {{- '<|start_header_id|>' ~ ('ipython' if m.role == 'tool' else m.role) ~ '<|end_header_id|>\\n\\n' }}
-{%- if loop.first and tools %}{{ 'Functions:' }}{% for t in tools %}{{ '\\n' ~ t | tojson }}{% endfor %}{{ '\\n' }}{% endif %}
+{%- if loop.first and tools %}{{ 'Functions:\\n' }}
+{%- for t in tools %}{{ t | tojson ~ '\\n' }}{% endfor %}{% endif %}
 {{- m.content | trim ~ '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
+
+HEADERS = (
+    "<|begin_of_text|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>",
+    "<|python_tag|>",
+)  # fmt: skip
 
 GEMMA = """\
 {{- bos_token }}
@@ -121,27 +126,31 @@ GEMMA = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
 
-DEEPSEEK = """\
+
+def barred(text: str) -> str:
+    """Special tokens with bars of full width, as DeepSeek's have them."""
+    return text.replace("<|", "<\uff5c").replace("|>", "\uff5c>")
+
+
+DEEPSEEK = barred("""\
 {{- bos_token }}
 {%- for m in messages %}
 {%- if m.role == 'system' %}{{ m.content }}
-{%- elif m.role == 'user' %}{{ '<｜User｜>' ~ m.content }}
-{%- elif m.role == 'tool' %}{{ '<｜tool▁output▁begin｜>' ~ m.content ~ '<｜tool▁output▁end｜>' }}
+{%- elif m.role == 'user' %}{{ '<|User|>' ~ m.content }}
+{%- elif m.role == 'tool' %}{{ '<|tool▁output▁begin|>' ~ m.content ~ '<|tool▁output▁end|>' }}
 {%- else %}
-{%- if messages[loop.index0 - 1].role == 'user' %}{{ '<｜Assistant｜></think>' }}{% endif %}
-{{- m.content.split('</think>')[-1] ~ '<｜end▁of▁sentence｜>' }}{% endif %}
+{%- if messages[loop.index0 - 1].role == 'user' %}{{ '<|Assistant|></think>' }}{% endif %}
+{{- m.content.split('</think>')[-1] ~ '<|end▁of▁sentence|>' }}{% endif %}
 {%- endfor %}
 {%- if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}
 {%- if add_generation_prompt and messages[-1].role == 'user' %}
-{{- '<｜Assistant｜>' ~ ('<think>' if thinking else '</think>') }}{% endif %}"""
-BARS = (
-    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>",
-    "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>",
-)  # fmt: skip
+{{- '<|Assistant|>' ~ ('<think>' if thinking else '</think>') }}{% endif %}""")
+BARS = ("begin▁of▁sentence", "end▁of▁sentence", "User", "Assistant", "tool▁output▁begin", "tool▁output▁end")
+BEGIN, END, USER, ASSISTANT, OUTPUT, OUTPUT_END = (barred(f"<|{name}|>") for name in BARS)
 
 HARMONY = """\
 {{- '<|start|>system<|message|>Reasoning: ' ~ (reasoning_effort or 'medium') ~ '<|end|>' }}
-{%- if tools %}{{ '<|start|>developer<|message|>' }}{% for t in tools %}{{ t | tojson }}{% endfor %}{{ '<|end|>' }}{% endif %}
+{%- if tools %}{{ '<|start|>developer<|message|>' ~ tools | tojson ~ '<|end|>' }}{% endif %}
 {%- for m in messages %}
 {%- if m.role == 'assistant' and m.tool_calls %}
 {{- '<|start|>assistant<|channel|>commentary to=functions.' ~ m.tool_calls[0].function.name }}
@@ -244,15 +253,7 @@ SHAPES = {
     ),
     "llama3.1": Shape(
         LLAMA,
-        (
-            "<|begin_of_text|>",
-            "<|end_of_text|>",
-            "<|eom_id|>",
-            "<|eot_id|>",
-            "<|start_header_id|>",
-            "<|end_header_id|>",
-            "<|python_tag|>",
-        ),  # fmt: skip
+        HEADERS,
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n3+4?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
         ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
@@ -273,34 +274,33 @@ SHAPES = {
         plain=("\n\n", "<b>", "</b>"),
         named={"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
         declared=("<eos>", "<end_of_turn>"),
-        system=False,
     ),
     "deepseek-v3": Shape(
         DEEPSEEK,
-        BARS,
-        "<｜begin▁of▁sentence｜><｜User｜>3+4?<｜Assistant｜></think>",
-        ("<｜end▁of▁sentence｜>",),
-        "<｜end▁of▁sentence｜>",
+        (BEGIN, END, USER, ASSISTANT, OUTPUT, OUTPUT_END),
+        f"{BEGIN}{USER}3+4?{ASSISTANT}</think>",
+        (END,),
+        END,
         (("it is 7", "", "it is 7"),),
-        "<｜tool▁output▁begin｜>42<｜tool▁output▁end｜>",
+        f"{OUTPUT}42{OUTPUT_END}",
         plain=("<think>", "</think>"),
-        named={"bos_token": BARS[0], "eos_token": BARS[1]},
+        named={"bos_token": BEGIN, "eos_token": END},
     ),
     "deepseek-v3, thinking": Shape(
         DEEPSEEK,
-        BARS,
-        "<｜begin▁of▁sentence｜><｜User｜>3+4?<｜Assistant｜><think>",
-        ("<｜end▁of▁sentence｜>",),
-        "<｜end▁of▁sentence｜>",
+        (BEGIN, END, USER, ASSISTANT, OUTPUT, OUTPUT_END),
+        f"{BEGIN}{USER}3+4?{ASSISTANT}<think>",
+        (END,),
+        END,
         (
             ("3+4 is 7</think>7", "3+4 is 7", "7"),
             ("it is 7", "it is 7", None),
             ("<think>\nso\n</think>\n\n7", "so", "7"),
             ("</think>7", "", "7"),
         ),
-        "<｜tool▁output▁begin｜>42<｜tool▁output▁end｜>",
+        f"{OUTPUT}42{OUTPUT_END}",
         plain=("<think>", "</think>"),
-        named={"bos_token": BARS[0], "eos_token": BARS[1]},
+        named={"bos_token": BEGIN, "eos_token": END},
         arguments={"thinking": True},
         demonstration="</think>\n\n{}",
     ),

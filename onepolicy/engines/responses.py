@@ -33,10 +33,11 @@ class ResponseReader:
     `structure`: the special tokens that the chat template writes around contents (roles, ends of turns). Together with
     the tokens that every tokenizer names (end, padding, ...) they are not shown. All other special tokens are: markers
     of thoughts and calls, and those that a user has added.
+    `primed`: the end of a prompt that opens a thought and says its first words, where the chat template does that.
     """
 
-    def __init__(self, tokenizer: Any, structure: frozenset[int]) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, structure: frozenset[int], primed: Sequence[int] = ()) -> None:
+        self.tokenizer, self.primed = tokenizer, list(primed)
         added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
         tokens = [(added[one], added[other]) for one, other in MARKERS if one in added and other in added]
         self.openings, self.closings = {one for one, _ in tokens}, {other for _, other in tokens}
@@ -74,8 +75,13 @@ class ResponseReader:
     def opened(self, prompt_ids: Sequence[int]) -> tuple[str, str] | None:
         """The markers of the thought within which a prompt ends, None when it ends in none.
 
-        Only white space may stand behind the marker, so that a question about "<think>" opens nothing.
+        Only white space may stand behind the marker, so that a question about "<think>" opens nothing, or the words
+        with which the chat template lets thoughts begin.
         """
+        prompt_ids = list(prompt_ids)
+        if self.primed and prompt_ids[-len(self.primed) :] == self.primed:
+            words = self.tokenizer.decode(self.primed, skip_special_tokens=False)
+            return next(pair for pair in MARKERS if words.startswith(pair[0]))
         tail = [int(token) for token in prompt_ids[-TAIL:]]
         while tail and not self.text(tail[-1:]).strip() and tail[-1] not in self.hidden:
             tail.pop()
@@ -84,7 +90,7 @@ class ResponseReader:
         if tail[-1] in self.openings:
             marker = self.tokenizer.convert_ids_to_tokens(tail[-1])
             return next(pair for pair in MARKERS if pair[0] == marker)
-        text = self.text(tail)
+        text = str(self.tokenizer.decode(tail, skip_special_tokens=False))  # a role behind the marker counts too
         return next((pair for pair in self.text_markers if text.endswith(pair[0])), None)
 
     def _marked(self, ids: Sequence[int]) -> bool:

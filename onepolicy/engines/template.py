@@ -19,6 +19,7 @@ from jinja2 import TemplateError
 
 from onepolicy.config import did_you_mean
 from onepolicy.engines.plain import PlainText
+from onepolicy.thought import MARKERS
 
 CONTENTS = ("onepolicyone", "onepolicytwo", "onepolicythree", "onepolicyfour")  # no template alters or splits these
 CHATS = (
@@ -154,6 +155,15 @@ class _Generation(jinja2.ext.Extension):
     def parse(self, parser: Any) -> Any:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def primed_thought(prompt: str) -> str:
+    """What a generation prompt says from the marker of a thought on that it opens, "" where it opens none."""
+    for opening, closing in MARKERS:
+        _, marker, words = prompt.rpartition(opening)
+        if marker and closing not in words:
+            return opening + words
+    return ""
 
 
 def _behind(text: str | None, content: str) -> str:
