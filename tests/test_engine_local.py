@@ -221,6 +221,61 @@ def test_an_answer_ends_with_the_first_stop_token_or_at_its_limit():
         assert sample.response == engine.renderer.decode(written)
 
 
+def test_a_stop_string_ends_an_answer_and_is_no_part_of_it():
+    """Strings of one token and of several; what the policy wrote stays, with its log-probs."""
+    engine = make(batch_size=7)
+    free = write(engine, UNEVEN, n=12, max_new_tokens=40)
+    texts = [sample.response for sample in free]
+    pairs = sorted({text[at : at + 3] for text in texts for at in range(len(text) - 3)})
+    stop = (pairs[0], pairs[len(pairs) // 2], "g")
+    samples = write(engine, UNEVEN, n=12, max_new_tokens=40, stop=stop)
+    assert tokens(samples) == tokens(write(engine, UNEVEN, n=12, max_new_tokens=40, stop=stop))
+    ended = set()
+    for sample, text in zip(samples, texts, strict=True):
+        places = {string: text.find(string) for string in stop if string in text}
+        first = min(places, key=lambda string: places[string] + len(string), default=None)
+        written = sample.token_ids_T[sample.mask_T].tolist()
+        if first is None:
+            assert sample.response == text
+            continue
+        ended.add(first)
+        assert sample.finish == "stop"
+        assert sample.response == sample.answer == text[: places[first]]
+        assert engine.renderer.decode(written) == text[: places[first]] + first
+        np.testing.assert_allclose(sample.logprobs_R, plain_logprobs(engine.model, sample, 1.0), atol=1e-4)
+    assert len(ended) == 3, "the test needs all of them"
+
+
+def test_no_answer_ends_before_its_least_length_and_log_probs_are_the_whole_distributions():
+    """Those that a learner computes, so that engine and learner agree; the stop token's probability stays in them."""
+    engine = make(batch_size=7)
+    tokenizer = engine.renderer.tokenizer
+    engine.renderer = Renderer(tokenizer, GenerationConfig(eos_token_id=tokenizer.convert_tokens_to_ids(["a", "b"])))
+    for temperature in (1.0, 0.6, 0.0):
+        options = {"temperature": temperature, "max_new_tokens": 12, "stop": ("c",)}
+        lengths = {sample.length for sample in write(engine, UNEVEN, n=8, **options)}
+        assert min(lengths) < 5
+        samples = write(engine, UNEVEN, n=8, min_new_tokens=5, **options)
+        assert 5 <= min(sample.length for sample in samples) < 12
+        for sample in samples:
+            written = sample.token_ids_T[sample.mask_T].tolist()
+            assert not engine.renderer.stop_ids & set(written[:4])
+            assert "c" not in sample.response[4:] and sample.finish in ("stop", "length")
+            expected = plain_logprobs(engine.model, sample, temperature or 1.0)
+            np.testing.assert_allclose(sample.logprobs_R, expected, atol=1e-4)
+
+
+def test_barred_tokens_are_never_drawn_and_the_others_in_proportion():
+    logits_1V = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    barred_BV = torch.tensor([[True, False, False, False]]).expand(1000, -1)
+    uniforms_B = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    tokens_B, logprobs_B = draw(logits_1V.expand(1000, -1), uniforms_B, Sampling(), barred_BV)
+    expected = logits_1V[0, 1:].softmax(-1)
+    counts = torch.bincount(tokens_B, minlength=4) / 1000
+    assert counts[0] == 0 and torch.allclose(counts[1:], expected, atol=2e-3)
+    assert torch.allclose(logprobs_B, logits_1V.log_softmax(-1)[0, tokens_B])
+
+
 def test_limits_hold_per_domain_and_longer_ones_do_not_lift_the_general_one():
     tasks = ask("1?", domain="short") + ask("1?", domain="long") + ask("1?", domain="other")
     engine = make()
@@ -314,7 +369,18 @@ def test_half_precision_models_write_in_their_own_precision_with_float32_logprob
         np.testing.assert_allclose(sample.logprobs_R, plain_logprobs(engine.model, sample, 1.0), atol=0.2)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"max_new_tokens": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_k": -1},
+        {"max_new_tokens": 0},
+        {"stop": "a"},
+        {"stop": ("a", "")},
+        {"min_new_tokens": -1},
+    ],
+)
 def test_nonsense_sampling_is_refused(wrong):
     with pytest.raises(ValueError, match="cannot sample with"):
         Sampling(**wrong)

@@ -230,7 +230,7 @@ class LocalEngine:
         short = [len(row.tokens) < sampling.min_new_tokens for row in rows]
         if not any(short):
             return None
-        stops = [token for token in self.renderer.stop_ids if token < logits_BV.shape[1]]
+        stops = [token for token in self.renderer.stop_ids if 0 <= token < logits_BV.shape[1]]
         barred_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
         barred_BV[:, stops] = torch.tensor(short, device=logits_BV.device)[:, None]
         return barred_BV

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.ext
@@ -150,7 +150,7 @@ class Template:
 class _Generation(jinja2.ext.Extension):
     """The block {% generation %} that transformers adds to jinja's language."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (the name is jinja's)
 
     def parse(self, parser: Any) -> Any:
         next(parser.stream)
