@@ -119,6 +119,20 @@ def test_a_tools_answer_goes_behind_the_policys_turn(shape: Shape) -> None:
     assert ids == tokens(renderer, "\n" + shape.turn)[len(tokens(renderer, "\n")) :]
 
 
+def test_a_call_in_a_channel_is_what_an_environment_hears() -> None:
+    renderer = SHAPES["gpt-oss"].renderer()
+    prompt = renderer.prompt_ids(ask())
+    thought = "<|channel|>analysis<|message|>look it up<|end|><|start|>assistant"
+    header = "<|channel|>commentary to=functions.look <|constrain|>json<|message|>"
+    ids = tokens(renderer, f'{thought}{header}{{"key": "mug"}}<|call|>')
+    read = renderer.read(prompt, ids, tools=True)
+    assert read.thought == "look it up"
+    assert read.answer == '<tool_call>{"name": "look", "arguments": {"key": "mug"}}</tool_call>'
+    assert renderer.read(prompt, ids).answer is None
+    analysis = tokens(renderer, "<|channel|>analysis<|message|>it is 7")
+    assert renderer.read(prompt, analysis, tools=True).answer is None
+
+
 # -- text stays text ---------------------------------------------------------------------------------------------------
 
 

@@ -85,6 +85,44 @@ def test_a_template_that_is_written_otherwise_and_renders_the_same_passes(tmp_pa
     checked(tmp_path, reworded)
 
 
+BASE = "<user>"  # what a base model ends with, where its chat template ends a turn with <end>
+
+
+def test_a_base_student_whose_end_token_is_another_passes_beside_an_instructed_teacher(tmp_path):
+    """Both render a chat alike, and the template's token ends a response of either."""
+    student, teacher = model_of(), model_of(seed=1)
+    student[1].eos_token = BASE
+    student[0].generation_config.eos_token_id = student[1].eos_token_id
+    for number, named in enumerate(([1], [1, student[1].eos_token_id])):
+        teacher[0].generation_config.eos_token_id = named
+        check_identity("expert", stored(tmp_path / str(number), *teacher), *student)
+    with pytest.raises(ValueError, match=r"ends an answer with tokens \[1, 3\], the student with \[1\]"):
+        check_identity("expert", stored(tmp_path / "base", *student), *model_of())
+
+
+SWITCH = "{% if add_generation_prompt %}<assistant>{{ 'b' if brief else '' }}{% endif %}"
+
+
+def test_chats_are_compared_with_the_arguments_of_both(tmp_path):
+    model, tokenizer = model_of()
+    tokenizer.chat_template = tokenizer.chat_template.partition("{% if add_generation_prompt %}")[0] + SWITCH
+    folder = stored(tmp_path / "teacher", model, tokenizer).path
+
+    def check(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> None:
+        teacher = ModelConfig(path=folder, chat_template_kwargs=theirs)
+        check_identity("expert", teacher, model, tokenizer, ModelConfig(path="m", chat_template_kwargs=ours))
+
+    for same in (None, {"brief": True}):
+        check(same, same)
+        check(same, None)  # a teacher that says nothing is taken to be asked as the student is
+    check(None, {"brief": False})
+    for ours, theirs in (({"brief": True}, {"brief": False}), (None, {"brief": True}), ({"brief": True}, {})):
+        with pytest.raises(ValueError, match="renders a chat as .*chat_template_kwargs"):
+            check(ours, theirs)
+    with pytest.raises(ValueError, match="no argument 'brieff'"):
+        check({"brieff": True}, None)
+
+
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused_and_a_padded_one_passes(tmp_path):
     with pytest.raises(ValueError, match="has a vocabulary of 40, less than the student's tokenizer of 44"):
         checked(tmp_path / "small", vocab_size=40)

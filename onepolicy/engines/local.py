@@ -242,7 +242,7 @@ class LocalEngine:
 
     def _sample(self, row: Row, version: int) -> Sample:
         token_ids_T = np.array(row.prompt + row.tokens, dtype=np.int32)
-        said = self.renderer.read(row.prompt, row.tokens, row.cut)
+        said = self.renderer.read(row.prompt, row.tokens, row.cut, tools=bool(row.task.tools))
         return Sample(
             task=row.task,
             token_ids_T=token_ids_T,

@@ -6,11 +6,21 @@ characters spelled out are text; where they are plain text, the text counts.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from onepolicy.thought import HARMONY, MARKERS, parted, separate, separate_harmony, without_opening
+from onepolicy.thought import (
+    HARMONY,
+    MARKERS,
+    Separated,
+    harmony_messages,
+    parted,
+    separate,
+    separate_harmony,
+    without_opening,
+)
 
 NAMED = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id")
 TAIL = 64  # tokens at the end of a prompt, among which the marker stands that opens a thought
@@ -55,10 +65,16 @@ class ResponseReader:
         shown = [int(token) for token in ids if int(token) not in self.hidden]
         return str(self.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def read(self, prompt_ids: Sequence[int], ids: Sequence[int], cut: int | None = None) -> Response:
-        """A response without its stop token, of which the text ends at character `cut`."""
+    def read(
+        self, prompt_ids: Sequence[int], ids: Sequence[int], cut: int | None = None, tools: bool = False
+    ) -> Response:
+        """A response without its stop token, of which the text ends at character `cut`.
+
+        `tools`: the policy may call some. A call in a channel of Harmony's is then the answer, written as
+        <tool_call>{"name": ..., "arguments": ...}</tool_call>, which environments read.
+        """
         if self.harmony:
-            return self._read_harmony(prompt_ids, ids, cut)
+            return self._read_harmony(prompt_ids, ids, cut, tools)
         text = self.text(ids)[:cut]
         opened = self.opened(prompt_ids)
         if opened in self.text_markers or not (opened or self._marked(ids)):
@@ -96,7 +112,7 @@ class ResponseReader:
     def _marked(self, ids: Sequence[int]) -> bool:
         return any(int(token) in self.openings or int(token) in self.closings for token in ids)
 
-    def _read_harmony(self, prompt_ids: Sequence[int], ids: Sequence[int], cut: int | None) -> Response:
+    def _read_harmony(self, prompt_ids: Sequence[int], ids: Sequence[int], cut: int | None, tools: bool) -> Response:
         """The prompt's last message has been begun there: by a role alone, or by a channel too."""
         prompt = [int(token) for token in prompt_ids]
         starts = [i for i, token in enumerate(prompt) if self.harmony.get(token) == "<|start|>"]
@@ -115,7 +131,11 @@ class ResponseReader:
         if begun:
             marker, piece = begun.pop()
             kept[0] = (marker, piece + kept[0][1])
-        return Response(text, *separate_harmony([*begun, *kept]))
+        pieces = [*begun, *kept]
+        separated = separate_harmony(pieces)
+        if tools and separated.answer is None and (call := _call(pieces)):
+            separated = Separated(separate_harmony(pieces[:-1]).thought, call)
+        return Response(text, *separated)
 
     def _pieces(self, ids: Sequence[int]) -> list[tuple[str, str]]:
         """(marker, text behind it), by the tokens that mark; before the first, the marker is ""."""
@@ -126,6 +146,16 @@ class ResponseReader:
             else:
                 pieces[-1][1].append(token)
         return [(marker, self.text(run)) for marker, run in pieces]
+
+
+def _call(pieces: Sequence[tuple[str, str]]) -> str:
+    """The call with which a response in Harmony's format ends, as environments read calls; "" when there is none."""
+    if pieces[-1][0] != "<|message|>":
+        return ""
+    header, arguments = harmony_messages(pieces)[-1]
+    recipient = next((word for word in header if word.startswith("to=")), "")
+    name = recipient.removeprefix("to=").removeprefix("functions.")
+    return f'<tool_call>{{"name": {json.dumps(name)}, "arguments": {arguments.strip()}}}</tool_call>' if name else ""
 
 
 class StopStrings:

@@ -129,9 +129,14 @@ class Renderer:
         """The text of a response as a reader sees it: markers of thoughts and calls, but no stop token and no roles."""
         return self.reader.text(self._without_stop(ids))
 
-    def read(self, prompt_ids: Sequence[int], ids: Sequence[int], cut: int | None = None) -> Response:
-        """Text, thought and answer of the response `ids` to a prompt. `cut`: where a stop string ends its text."""
-        return self.reader.read(prompt_ids, self._without_stop(ids), cut)
+    def read(
+        self, prompt_ids: Sequence[int], ids: Sequence[int], cut: int | None = None, tools: bool = False
+    ) -> Response:
+        """Text, thought and answer of the response `ids` to a prompt.
+
+        `cut`: where a stop string ends its text. `tools`: the policy may call some, see ResponseReader.read.
+        """
+        return self.reader.read(prompt_ids, self._without_stop(ids), cut, tools)
 
     def stop_strings(self, strings: Sequence[str], minimum: int) -> StopStrings:
         """Finds out when a response has said one of the strings, at the earliest with its token number `minimum`."""

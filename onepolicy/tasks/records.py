@@ -24,6 +24,7 @@ from onepolicy.tasks.base import UNIT, RewardRange, as_grade
 from onepolicy.tasks.columns import aliases, as_demonstration, as_prompt, is_scalar, lookup, split_chat
 from onepolicy.tasks.graders import BuiltInGrader, Graded, NoReward, OwnGrader, exact, number, weighted_mean
 from onepolicy.tasks.rows import RowReader, RowsOptions
+from onepolicy.thought import NEVER_ENDS, separate
 from onepolicy.types import Grade, Message, Task
 
 __all__ = ["GraderOptions", "RecordsOptions", "RecordsSource", "exact", "number"]
@@ -157,9 +158,16 @@ class RecordsSource:
         return str(reference) if is_scalar(reference) else None
 
     def grade(self, task: Task, response: str, thought: str = "") -> Grade:
-        """The weighted mean of all graders' rewards. Raises NoReward when none of them has one."""
-        options = self.options
-        graded = Graded(response, thought, task, self._prompt(task), task.metadata.get("columns", {}))
+        """The weighted mean of all graders' rewards. Raises NoReward when none of them has one.
+
+        A response that still has its thought is parted here; one whose thought never ends gets reward 0.
+        """
+        options, parts = self.options, separate(response)
+        if parts.answer is None:
+            return Grade(0.0, NEVER_ENDS)
+        graded = Graded(
+            parts.answer, thought or parts.thought, task, self._prompt(task), task.metadata.get("columns", {})
+        )
         found: list[tuple[GraderOptions, Grade]] = []
         for one, grader in self.graders:
             if task.metadata.get(GOLD) and not one.gold:

@@ -150,6 +150,7 @@ def read_calls(text: str, form: Literal["json", "compact"], tools: Mapping[str, 
         if len(pieces) > MAX_CALLS:
             return [Call("", {}, f"more than {MAX_CALLS} calls in a turn")]
         return [_from_json(piece, tools) for piece in pieces]
+    text = text.removeprefix("<|python_tag|>")  # Llama's
     if text.startswith("{") and text.endswith("}") and '"name"' in text[:MAX_CALL]:
         call = _from_json(text, tools)
         return [call] if call.name else []  # a JSON answer is no call
