@@ -117,7 +117,7 @@ def test_chats_are_compared_with_the_arguments_of_both(tmp_path):
         check(same, None)  # a teacher that says nothing is taken to be asked as the student is
     check(None, {"brief": False})
     for ours, theirs in (({"brief": True}, {"brief": False}), (None, {"brief": True}), ({"brief": True}, {})):
-        with pytest.raises(ValueError, match="renders a chat as .*chat_template_kwargs"):
+        with pytest.raises(ValueError, match=r"renders a chat as .*chat_template_kwargs"):
             check(ours, theirs)
     with pytest.raises(ValueError, match="no argument 'brieff'"):
         check({"brieff": True}, None)

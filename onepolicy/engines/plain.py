@@ -19,6 +19,7 @@ from onepolicy.thought import HARMONY, HARMONY_MARKER, MARKERS, speaks_harmony
 
 MARK = "onepolicycut"  # such text as no template alters or splits
 TOOL_MARKER = re.compile(r"</?tool_\w+>")
+CALL = re.compile(r"<tool_call>\s*\{(?:(?!<tool_call>).)*?\}\s*(</tool_call>)", re.DOTALL)
 KNOWN = frozenset(marker for pair in MARKERS for marker in pair) | frozenset(HARMONY)
 
 
@@ -137,8 +138,8 @@ class PlainText:
         return self._encode("\na") != [*newline, *self._encode("a")]
 
 
-def own_markers(text: str, opened: bool = False, tools: bool = False) -> frozenset[int]:
-    """Where the markers begin that the policy itself would write: of the thought that it begins with, and of calls.
+def own_markers(text: str, opened: bool = False) -> frozenset[int]:
+    """Where the markers begin that the policy itself would write: of the thought that it begins with, and of JSON calls.
 
     `opened`: the prompt has opened the thought already. Any other marker in such a text is a mention, and stays text.
     """
@@ -151,8 +152,8 @@ def own_markers(text: str, opened: bool = False, tools: bool = False) -> frozens
         closed = text.rfind(closing)
         if closed >= 0 and (led or opened):
             places |= {closed} | ({begin} if led else set())
-    if tools:
-        places |= {match.start() for match in TOOL_MARKER.finditer(text)}
+    for call in CALL.finditer(text):
+        places |= {call.start(), call.start(1)}
     return frozenset(places)
 
 

@@ -109,15 +109,15 @@ class Renderer:
         """(token_ids_T int32, mask_T bool): prompt, answer, end token, exactly as the policy would have to write it.
 
         The mask is true on the answer and the end token: with a chat instead of a text, on each of its assistant
-        turns. Of what looks like a control token, the markers of a thought at the beginning are tokens, and of calls
-        where the task has tools; all else stays text. A thought that the prompt opens is closed before an answer that
-        has none, and where the template has the policy name a channel (Harmony), it is named.
+        turns. Of what looks like a control token, the markers of a thought at the beginning are tokens, and those of
+        calls in JSON; all else stays text. A thought that the prompt opens is closed before an answer that has none,
+        and where the template has the policy name a channel (Harmony), it is named.
         """
         chat = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
         ids, mask = self.prompt_ids(task), list[bool]()
         mask += [False] * len(ids)
         while chat:
-            written = self._written_ids(ids, chat.pop(0)["content"], bool(task.tools))
+            written = self._written_ids(ids, chat.pop(0)["content"])
             others = next((i for i, message in enumerate(chat) if message["role"] == "assistant"), len(chat))
             shown = self.answer_ids(task, chat[:others]) if others else []
             ids += [*written, *shown]
@@ -169,7 +169,7 @@ class Renderer:
         # a stop token need not be registered as a special one
         return ids[:-1] if len(ids) and int(ids[-1]) in self.stop_ids else ids
 
-    def _written_ids(self, prompt_ids: Sequence[int], content: str, tools: bool) -> list[int]:
+    def _written_ids(self, prompt_ids: Sequence[int], content: str) -> list[int]:
         """A turn that the policy would write behind the prompt, end token included."""
         opened = self.reader.opened(prompt_ids)
         closes = opened is not None and opened[1] in content
@@ -177,7 +177,7 @@ class Renderer:
         lead = set(self.plain.controls.findall(self._turn.lead)) - THOUGHT_MARKERS
         if lead and not (lead & set(HARMONY) and speaks_harmony(content)):
             before += self._turn.lead
-        own = own_markers(content, opened is not None, tools)
+        own = own_markers(content, opened is not None)
         return [
             *self.plain.encode(before, behind=True),
             *self.plain.ids(content, keep=own),
