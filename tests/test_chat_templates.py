@@ -201,6 +201,7 @@ def test_a_flag_in_the_system_prompt_works_as_the_template_has_it() -> None:
     prompt = renderer.prompt_ids(ask({"role": "system", "content": "/no_think"}, user(QUESTION)))
     assert renderer.tokenizer.decode(prompt).endswith("<|im_start|>assistant\n<think>\n\n</think>\n")
     assert renderer.read(prompt, tokens(renderer, "7")).answer == "7"
+    renderer.check_system_prompts([[ask({"role": "system", "content": "/no_think"}, user(QUESTION))]])
 
 
 @pytest.mark.parametrize(

@@ -312,7 +312,10 @@ def test_sft_imitates_thoughts_and_system_prompts(tmp_path: Path) -> None:
     ("template", "message"),
     [
         ("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}", "no system"),
-        ("{% set messages = messages[1:] %}", "does not show the system message 'be kind'"),
+        (
+            "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}",
+            "does not show the system message 'be kind'",
+        ),
     ],
 )
 def test_a_template_without_a_system_role_is_refused_at_the_start(template: str, message: str, tmp_path: Path) -> None:
@@ -373,6 +376,11 @@ def test_a_merge_takes_them_too() -> None:
         ({"stop": "abc"}, "rollout.stop"),
     ],
 )
-def test_nonsense_is_refused(rollouts: dict[str, Any], message: str) -> None:
+def test_nonsense_rollouts_are_refused(rollouts: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_run(BASE | {"domains": {"a": LETTERS}, "rollout": rollouts})
+
+
+def test_a_domain_must_have_room_for_the_least_length() -> None:
+    with pytest.raises(ConfigError, match=r"domains.a.max_new_tokens 4 is below rollout.min_new_tokens 5"):
+        parse_run(BASE | {"domains": {"a": LETTERS | {"max_new_tokens": 4}}, "rollout": {"min_new_tokens": 5}})

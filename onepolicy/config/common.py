@@ -267,6 +267,16 @@ class FolderConfig(Strict):
         prompted = {name: _prompted(domain, data["system_prompt"]) for name, domain in domains.items()}
         return {**data, "domains": prompted}
 
+    @model_validator(mode="after")
+    def _every_domain_can_end(self) -> Self:
+        for name, domain in self.domains.items():
+            if domain.max_new_tokens is not None and domain.max_new_tokens < self.rollout.min_new_tokens:
+                raise ValueError(
+                    f"domains.{name}.max_new_tokens {domain.max_new_tokens} is below rollout.min_new_tokens "
+                    f"{self.rollout.min_new_tokens}: no response could end by itself"
+                )
+        return self
+
 
 class RunConfig(FolderConfig):
     """What every recipe that trains has in common."""

@@ -139,7 +139,7 @@ class PlainText:
 
 
 def own_markers(text: str, opened: bool = False) -> frozenset[int]:
-    """Where the markers begin that the policy itself would write: of the thought that it begins with, and of JSON calls.
+    """Where the markers begin that the policy itself would write: of a thought at the beginning, and of calls in JSON.
 
     `opened`: the prompt has opened the thought already. Any other marker in such a text is a mention, and stays text.
     """
