@@ -35,7 +35,9 @@ def with_system_prompt(task: Task, text: str) -> Task:
         return task
     first, *others = task.messages
     if first["role"] == "system":
-        return replace(task, messages=({**first, "content": f"{text}\n\n{first['content']}"}, *others))
+        own = first["content"]
+        both = f"{text}\n\n{own}" if isinstance(own, str) else [{"type": "text", "text": text}, *own]
+        return replace(task, messages=({**first, "content": both}, *others))
     return replace(task, messages=({"role": "system", "content": text}, *task.messages))
 
 
@@ -72,18 +74,21 @@ class Domain:
         self.too_long = len(self.eval_tasks) - len(kept)
         self.eval_tasks = kept
         if looks_ahead:
-            screen.look_ahead(self.name, self.source, self._is_held_out)
+            screen.look_ahead(self.name, self.source, self._task_at, self._is_held_out)
 
     def draw(self) -> Task:
         """The next training task. Raises ValueError when nearly nothing drawn can be trained on."""
         while True:
-            task = with_system_prompt(self.source.draw(self.cursor), self.system_prompt)
+            task = self._task_at(self.cursor)
             self.cursor += 1
             held_out = self._is_held_out(task)
             fits = held_out or self._screen is None or self._screen.passes(task)
             self._count(held_out, fits)
             if fits and not held_out:
                 return task
+
+    def _task_at(self, index: int) -> Task:
+        return with_system_prompt(self.source.draw(index), self.system_prompt)
 
     def _is_held_out(self, task: Task) -> bool:
         return prompt_key(task) in self._held_out

@@ -53,21 +53,24 @@ class Screen:
         faulty = {id(task) for task, _ in found}
         return [task for task in tasks if id(task) not in faulty]
 
-    def look_ahead(self, domain: str, source: Source, is_held_out: Callable[[Task], bool]) -> None:
+    def look_ahead(
+        self, domain: str, source: Source, task_at: Callable[[int], Task], is_held_out: Callable[[Task], bool]
+    ) -> None:
         """Name the rows that cannot be trained on before anything long starts: all of them, of a source with rows.
 
-        Of a procedural source the first draws. What is not looked at here is judged when it is drawn.
+        Of a procedural source the first draws. What is not looked at here is judged when it is drawn. `task_at` draws
+        from the source as training does.
         """
         reader = getattr(source, "reader", None)
         rows = DRAWS if reader is None else len(reader.rows)  # the draws of a first pass are every row, once each
         indices: Iterable[int] = range(rows)
         if rows > MAX_ROWS:
-            lengths = Counter({index: _characters(source.draw(index)) for index in range(rows)})
+            lengths = Counter({index: _characters(task_at(index)) for index in range(rows)})
             indices = sorted(index for index, _ in lengths.most_common(MAX_ROWS))
         count, found, began = min(rows, MAX_ROWS), list[Found](), time.monotonic()
         with progress(f"{domain}: prompts", count, 0) as show:
             for number, index in enumerate(indices, start=1):
-                task = source.draw(index)
+                task = task_at(index)
                 if not is_held_out(task) and (fault := self.trained(task)):
                     found.append((task, fault))
                 show(number, {"tokens": 0, "time": time.monotonic() - began})
