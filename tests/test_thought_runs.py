@@ -290,6 +290,25 @@ def test_a_run_counts_thoughts_that_never_end_as_no_answer_and_shows_them_whole(
     assert any(reason.startswith("heard") for reason in reasons)
 
 
+def test_stop_strings_and_least_lengths_hold_in_training_and_evaluation(tmp_path: Path) -> None:
+    origin = stored(tmp_path / "origin", of_thoughts())
+    domains = {"heard": custom(f"{__name__}:Heard").model_dump()}
+    rollouts = {"prompts": 8, "n": 8, "max_new_tokens": 24, "stop": ["0", "a", "e", "dd"], "min_new_tokens": 3}
+    config = run_of("rlvr", tmp_path, model=origin, domains=domains, steps=2, rollout=rollouts)
+    run(config)
+    rows = read_rows(config.output / "metrics.jsonl")
+    assert all(row["engine_gap"] < 1e-4 for row in rows), "engine and learner compute the same log-probs"
+    assert all(3 <= row["length/heard"] < 20 for row in rows)
+    final = Evaluation.from_json((config.output / "eval" / "final.json").read_text())
+    questions = final.domains["heard"].questions
+    assert min(length for question in questions for length in question.lengths_G) >= 3
+    assert any(finish == "stop" for question in questions for finish in question.finishes_G)
+    texts = [question.response for question in questions]
+    texts += [row["response"] for row in read_rows(config.output / "samples.jsonl")]
+    letters = [text.replace("<think>", "").replace("</think>", "") for text in texts]
+    assert not any(string in text[2:] for text in letters for string in ("0", "a", "e", "dd"))
+
+
 def test_sft_imitates_thoughts_and_system_prompts(tmp_path: Path) -> None:
     origin = stored(tmp_path / "origin", of_thoughts())
     domains = {"heard": custom(f"{__name__}:Heard").model_dump(), "own": custom(f"{__name__}:Heard").model_dump()}
