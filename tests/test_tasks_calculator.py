@@ -163,6 +163,7 @@ LOOK = '{"name": "look", "arguments": {"key": "mug"}}'
         (f"<tool_call>{LOOK}", [Call("look", {"key": "mug"})]),
         (f"I look.<tool_call>{LOOK}</tool_call><tool_call>{LOOK}</tool_call>", [Call("look", {"key": "mug"})] * 2),
         (LOOK, [Call("look", {"key": "mug"})]),
+        (f"<|python_tag|>{LOOK}", [Call("look", {"key": "mug"})]),
         ('{"name": "look", "parameters": {"key": 7}}', [Call("look", {"key": "7"})]),
         ('{"name": "list"}', [Call("list", {})]),
         (f"<think><tool_call>{LOOK}</tool_call></think>59", []),
