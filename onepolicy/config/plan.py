@@ -89,7 +89,7 @@ class _Expansion:
             self._copy("origin", study.origin)
         for domain in study.domains:
             if domain in study.experts.given:
-                self._copy(f"experts.{domain}", study.experts.given[domain].model_dump(mode="json"))
+                self._copy(f"experts.{domain}", study.experts.given[domain].model_dump(mode="json", exclude_unset=True))
                 continue
             own = layered({"recipe": "rlvr", "model": "$origin"}, study.experts.train)
             own = layered({"domains": self._only(domain)}, own, study.experts.each.get(domain, {}))
