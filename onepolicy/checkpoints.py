@@ -77,8 +77,9 @@ def checkpoint_folder(config: ModelConfig, who: str = MODEL, weights: bool = Tru
     if (folder / "adapter_config.json").is_file():
         raise ValueError(_adapter_message(folder, who))
     if not (folder / "config.json").is_file():
+        inner = f"; {folder / 'model'} is one" if (folder / "model" / "config.json").is_file() else ""
         raise ValueError(
-            f"{who}: no model at {folder}: a checkpoint folder holds a config.json (or give a hub id, org/name)"
+            f"{who}: no model at {folder}: a checkpoint folder holds a config.json (or give a hub id, org/name){inner}"
         )
     return folder
 

@@ -60,7 +60,8 @@ class Checkpoint:
         self.who = name if name == "base" else f"model {name!r}"
         self.folder = checkpoint_folder(config, self.who)
         self.model_config = load_config(self.folder, self.who)
-        load_generation_config(self.folder, self.who)
+        if name == "base":  # whose is carried
+            load_generation_config(self.folder, self.who)
         self.tokenizer = load_tokenizer(config, self.who)
         self.files = weight_files(self.folder, self.who)
         self.tensors: dict[str, Stored] = stored_tensors(self.files, self.who)

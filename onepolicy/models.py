@@ -122,6 +122,12 @@ def read_model(folder: Path, dtype: torch.dtype, attention: str | None, who: str
             f"{who}: tensor {missing[0]!r} is in no file of {folder} ({len(missing)} missing in all), and its "
             "config.json asks for it: the checkpoint is incomplete, or its configuration is another model's"
         )
+    if extra := sorted(found["unexpected_keys"]):
+        print(
+            f"warning: {who}: {type(model).__name__} has no tensor {extra[0]!r} of {folder} ({len(extra)} in all): it "
+            "is not used, and not saved again",
+            file=sys.stderr,
+        )
     return model
 
 

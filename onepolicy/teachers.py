@@ -78,7 +78,7 @@ class Routed:
         teacher = self.scorers[domain]
         if not isinstance(teacher, FrozenTeacher):
             raise ValueError(f"the teacher of {domain!r} only scores: a checkpoint is needed for it to write")
-        return LocalEngine(teacher.shelf.activate(teacher), renderer, batch_size=batch_size)
+        return LocalEngine(teacher.shelf.activate(teacher), renderer, batch_size=batch_size, dtype=teacher.compute)
 
 
 class Shelf:
@@ -205,6 +205,7 @@ class FrozenTeacher:
         stored = stored_tensors(self.stored_files, self.title)
         self.dtype = "float32" if as_student else weights_dtype(stored) if config.dtype == "auto" else config.dtype
         self.autocast = as_student and config.dtype == "bfloat16"
+        self.compute = torch.bfloat16 if self.autocast else torch.float32  # of weights in float32; others say it
         self.architecture = _architecture_key(model_config, f"{self.dtype} {self.autocast}", config.attention)
         self.files: list[Path] = []
         self.head = Head(model_config, self._project, shelf.device, shelf.vocabulary)
@@ -251,7 +252,7 @@ class FrozenTeacher:
 
     def computing(self) -> AbstractContextManager[None]:
         """The precision of all that this teacher computes."""
-        return compute_in(torch.bfloat16 if self.autocast else torch.float32, self.shelf.device)
+        return compute_in(self.compute, self.shelf.device)
 
 
 def open_teachers(models: Mapping[str, ModelConfig], routes: Mapping[str, str], shelf: Shelf) -> Routed:

@@ -163,6 +163,12 @@ def test_a_path_that_may_be_a_hub_id_is_told_as_both(monkeypatch: pytest.MonkeyP
         checkpoint_folder(ModelConfig(path=str(tmp_path / "model.safetensors")), WHO)
 
 
+def test_a_run_folder_is_no_checkpoint_but_holds_one(good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good, tmp_path / "run" / "model")
+    with pytest.raises(ValueError, match=r"no model at .*/run: a checkpoint .* org/name\); .*/run/model is one"):
+        checkpoint_folder(ModelConfig(path=str(tmp_path / "run")), WHO)
+
+
 def test_a_folder_below_the_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, good: Path) -> None:
     monkeypatch.setenv("HOME", str(good.parent))
     assert checkpoint_folder(ModelConfig(path="~/good")) == good
@@ -211,6 +217,18 @@ def test_weights_that_a_configuration_asks_for_and_no_file_has_are_not_made_up(g
     )
     with pytest.raises(ValueError, match=r"the weights in .*short do not fit its config\.json"):
         load_model(ModelConfig(path=str(folder)))
+
+
+def test_weights_that_the_model_does_not_have_are_told_of(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "more"
+    shutil.copytree(good, folder)
+    tensors = load_file(folder / "model.safetensors") | {"model.layers.9.extra": torch.ones(2)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    load_model(ModelConfig(path=str(folder)))
+    said = capsys.readouterr().err
+    assert "warning: model: Qwen3ForCausalLM has no tensor 'model.layers.9.extra' of" in said and "(1 in all)" in said
 
 
 def test_generation_parameters_of_an_old_configuration_are_read(good: Path, tmp_path: Path) -> None:

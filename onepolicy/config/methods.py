@@ -161,6 +161,11 @@ class MergeConfig(FolderConfig):
         for place, model in {"base": self.base, **{f"models.{n}": m for n, m in self.models.items()}}.items():
             if model.path is None:
                 raise ValueError(f"{place}: what is merged is a checkpoint: give its `path`, not `scratch`")
+        if self.base.dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"base.dtype is {self.base.dtype}: a merge is written in the dtype of its files, and base.dtype is the "
+                "one of its evaluation: use float32 or bfloat16"
+            )
         for setting in ("lambdas", "weights"):
             value = getattr(self, setting)
             if isinstance(value, dict) and value.keys() != self.models.keys():

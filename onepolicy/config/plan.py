@@ -126,7 +126,8 @@ class _Expansion:
         """A given checkpoint: read where it lies, and copied once to be evaluated."""
         model = {"path": model} if isinstance(model, str) else model
         self.known[key] = model
-        data = {"recipe": "merge", "base": model, "models": {"given": model}, "method": "average"}
+        stored = {name: value for name, value in model.items() if name != "dtype"}  # a teacher's is not a copy's
+        data = {"recipe": "merge", "base": stored, "models": {"given": stored}, "method": "average"}
         if self.names[key] not in self.runs:
             self._add(key, data, keep=model)
 
