@@ -11,20 +11,22 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from onepolicy import recipes
+from onepolicy.checkpoints import MODEL, check_checkpoint, checkpoint_folder, weight_files
 from onepolicy.config import AnyRun, EvalConfig, MergeConfig, OffpolicyConfig
 from onepolicy.evaluation import Evaluation
 from onepolicy.exam import Exam
 from onepolicy.forecast import Rehearsed
 from onepolicy.gradients import GradientReport
-from onepolicy.mergefiles import Inputs
+from onepolicy.mergeinputs import Inputs
 from onepolicy.models import load_model
-from onepolicy.preflight import check_identity
+from onepolicy.preflight import check_experts
 from onepolicy.progress import hush_transformers
 from onepolicy.rehearsal import Rehearsal, rehearse
 from onepolicy.report.build import write_report
 from onepolicy.report.tables import Table, evaluation_table, sweep_table
 from onepolicy.runfolder import CHECKED, write_atomic
 from onepolicy.tasks.check import check_domains as check_tasks
+from onepolicy.weightcache import check_finite
 
 WIDTH = 124  # of what is not a terminal: a score table with its intervals fits
 # what is printed may hold answers, questions and paths: nothing in it is markup
@@ -70,7 +72,7 @@ def check_domains(config: AnyRun, n: int) -> bool:
 
 
 def check_run(config: AnyRun, gradients: bool) -> bool:
-    """Tasks, then the model, then what can be told of teachers and domains; True when nothing is wrong.
+    """Files of all models, tasks, weights, then what can be told of teachers and domains; True when nothing is wrong.
 
     Works in a temporary folder. What it finds about teachers, domains and gradients is kept as check.json.
     """
@@ -79,16 +81,20 @@ def check_run(config: AnyRun, gradients: bool) -> bool:
             "--gradients compares what reinforcement or distillation on one domain and on another would change, and "
             f"recipe {config.recipe} does neither: leave it out"
         )
-    if not check_domains(config, 50):
-        return False
     hush_transformers()
     if isinstance(config, MergeConfig):
-        Inputs(config)
+        inputs = Inputs(config)
+    else:
+        check_experts(config)
+    if not check_domains(config, 50):
+        return False
+    if isinstance(config, MergeConfig):
+        inputs.check_finite()
         return True
     if not isinstance(config, Rehearsed):
-        model, tokenizer = load_model(config.model, config.seed)
+        load_model(config.model, config.seed)
         for name, teacher in config.teachers.items() if isinstance(config, OffpolicyConfig) else ():
-            check_identity(name, teacher.model, model, tokenizer, config.model)
+            check_finite(weight_files(checkpoint_folder(teacher.model)), f"teacher {name!r}")
         return True
     rehearsal = rehearse(config, gradients)
     show_rehearsal(rehearsal)
@@ -149,6 +155,7 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """avg@n of `model` (default: the run's result) on the run's held-out tasks."""
     checkpoint = config.model.model_copy(update={"path": model or str(config.output / "model"), "scratch": None})
+    check_checkpoint(checkpoint, MODEL)
     with Exam(config) as exam:
         result = exam.evaluate(checkpoint, EvalConfig(n=n, temperature=temperature))
     print_table(evaluation_table(str(checkpoint.path), result))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 
+from onepolicy.checkpoints import check_checkpoint
 from onepolicy.commands import console, show_report
 from onepolicy.config import StudyConfig
 from onepolicy.config.plan import PlannedRun, run_names, seeds_of, upstream
@@ -19,12 +20,16 @@ from onepolicy.runfolder import write_atomic
 def compare(study: StudyConfig, runs: list[PlannedRun]) -> bool:
     """Run what is not finished, then report. True when every run is there.
 
-    Raises ValueError, before anything runs, for a device that is not there, and as `check_finished` does.
+    Raises ValueError, before anything runs, for a device or a given checkpoint that is not there or cannot be used, and
+    as `check_finished` does.
     """
     jobs = [Job(run.name, run.config, run.after) for run in runs]
     check_finished(jobs)
     for device in study.devices:
         pick_device(device)
+    for run in runs:
+        if run.name.startswith("given/"):
+            check_checkpoint(run.config.model, run.name)
     study.output.mkdir(parents=True, exist_ok=True)
     write_atomic(study.output / "study.json", json.dumps(facts(study, runs), indent=1))
     where = f" on {', '.join(study.devices)}" if study.devices else ""

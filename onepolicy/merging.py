@@ -1,8 +1,9 @@
 """Merging models of one origin into one: pure functions over state dicts (name → tensor).
 
 Computed in float32 at least, returned in the input's dtype, always as new tensors. Tensors that are no floats (buffers)
-must be equal in all models and are copied. Models that do not fit together are refused, never merged in part. Nothing
-here reads a file: call it per shard, every rule works tensor by tensor.
+must be equal in all models and are copied. Models that do not fit together are refused, never merged in part, and so
+are NaN and inf, in a model or in the result. Nothing here reads a file: call it per shard, every rule works tensor by
+tensor.
 """
 
 from __future__ import annotations
@@ -111,10 +112,25 @@ Where = Callable[[int, str], str]  # (position of a model, name of a tensor) →
 def check_mergeable(models: Sequence[State]) -> None:
     """Raise ValueError unless all models have the same tensors, in shape and dtype, as the first; name what differs.
 
-    What is no float must have the same values, too.
+    What is no float must have the same values, too, and what is one must be finite.
     """
     check_layouts(models, _position)
     check_constants(models, _position)
+    for i, model in enumerate(models):
+        for name, tensor in model.items():
+            if not is_finite(tensor):
+                raise ValueError(
+                    f"tensor {name!r} in {_position(i, name)} is not finite (it holds NaN or inf): its weights are "
+                    "broken, take another checkpoint"
+                )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or inf, without a temporary tensor: the extremes are NaN as soon as one value is."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def check_layouts(models: Sequence[State], where: Where) -> None:
@@ -125,8 +141,8 @@ def check_layouts(models: Sequence[State], where: Where) -> None:
             name, there, other = (min(missing), 0, i) if missing else (min(extra), i, 0)
             raise ValueError(
                 f"tensor {name!r} is in {where(there, name)} but not in {where(other, name)} ({len(missing)} missing, "
-                f"{len(extra)} extra in all): merge checkpoints of one architecture (tied or adapter weights written "
-                "out alike)"
+                f"{len(extra)} extra in all): merge checkpoints of one architecture, with the same names; where two "
+                "versions of transformers have written them, load and save both with one"
             )
         for name, reference in models[0].items():
             tensor, places = model[name], (where(0, name), where(i, name))
@@ -165,6 +181,11 @@ def _merge(models: Sequence[State], rule: Rule) -> dict[str, Tensor]:
     for name, tensor in models[0].items():
         if tensor.is_floating_point():
             merged[name] = rule(name, [_upcast(model[name]) for model in models]).to(tensor.dtype)
+            if not is_finite(merged[name]):
+                raise ValueError(
+                    f"tensor {name!r} of the merge is beyond the range of {tensor.dtype}: use smaller factors, or save "
+                    "the models in bfloat16 or float32 first"
+                )
         else:
             merged[name] = tensor.clone()
     return merged

@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from onepolicy.checkpoints import (
+    BESIDE,
+    MODEL,
+    TOKENIZERS,
+    UNUSABLE,
+    checkpoint_folder,
+    load_config,
+    load_generation_config,
+    one_line,
+    stored_tensors,
+    weight_files,
+    weights_dtype,
+)
 from onepolicy.config import ModelConfig
 from onepolicy.engines.forward import check_head
 from onepolicy.engines.precision import DTYPES, choose_attention
 from onepolicy.engines.vocabulary import check_vocabulary
-from onepolicy.tiny import from_scratch
+from onepolicy.merging import is_finite
+from onepolicy.tiny import character_tokenizer, from_scratch
+from onepolicy.weightcache import first_nonfinite
+
+NOT_TAKEN_OVER = ("adapter_config.json", "merge.json", "trainer_state.json")  # they speak of the origin's own making
 
 
 def pick_device(name: str) -> torch.device:
@@ -30,39 +55,80 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(_place(config), revision=config.revision)
+def load_tokenizer(config: ModelConfig, who: str = MODEL) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer; no weights are touched. Raises ValueError, in one line, where it cannot be read."""
+    folder = checkpoint_folder(config, who, weights=False)
+    if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):  # then transformers makes an empty one
+        raise ValueError(f"{who}: no tokenizer in {folder} (tokenizer.json, say): copy it there from the origin")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise ValueError(f"{who}: the tokenizer in {folder} cannot be read: {one_line(error)}") from error
 
 
-# Architectures that cannot be used, by model_type, with the reason.
-UNUSABLE = {
-    "xlnet": "it is not causal, so a token's log-prob depends on the tokens behind it",
-    "youtu": "transformers zeroes the embedding of its padding token at each load: a saved student would not come back",
-}
+def text_settings(config: ModelConfig, who: str = MODEL) -> tuple[PreTrainedTokenizerBase, GenerationConfig]:
+    """Tokenizer and generation config as `load_model` will give them, without the weights."""
+    if config.scratch is not None:
+        tokenizer = character_tokenizer(config.scratch.alphabet, config.scratch.roles)
+        return tokenizer, GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    folder = checkpoint_folder(config, who, weights=False)
+    return load_tokenizer(config, who), load_generation_config(folder, who)
 
 
 def load_model(
     config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Weights in float32 (bfloat16 is a matter of compute, see Learner) and the tokenizer. Checks the output head."""
+    """Weights in float32 (bfloat16 is a matter of compute, see Learner) and the tokenizer.
+
+    Raises ValueError for a checkpoint that cannot be read, is not finite, or could not be saved again, and for an
+    output head of unknown kind.
+    """
     if config.scratch is not None:
         model, tokenizer = from_scratch(config.scratch, seed)
     else:
+        folder = checkpoint_folder(config).resolve()
+        load_config(folder)
+        files = weight_files(folder)
+        generation_config = load_generation_config(folder)
         tokenizer = load_tokenizer(config)
-        stored = AutoConfig.from_pretrained(_place(config), revision=config.revision).dtype
-        model = AutoModelForCausalLM.from_pretrained(
-            _place(config), revision=config.revision, dtype=torch.float32, attn_implementation=config.attention
-        )
-        model.config.dtype = stored or torch.float32  # saved again as it came
-        _mend(model)
+        model = read_model(folder, torch.float32, config.attention)
+        model.config.dtype = getattr(torch, weights_dtype(stored_tensors(files)))  # saved again as it came
+        model.generation_config = generation_config
+        _check_finite(model, files)
+        _check_savable(model, tokenizer, folder)
     if (reason := UNUSABLE.get(model.config.model_type)) is not None:
         raise ValueError(f"{type(model).__name__} cannot be used: {reason}")
     check_vocabulary(model, tokenizer)
     model = model.to(device)
     if config.attention is None:
-        choose_attention(model, DTYPES[config.dtype])
+        choose_attention(model, DTYPES.get(config.dtype, torch.float32))
     check_head(model)
     return model, tokenizer
+
+
+def read_model(folder: Path, dtype: torch.dtype, attention: str | None, who: str = MODEL) -> PreTrainedModel:
+    """transformers' reading of a checkpoint. Raises ValueError for weights that are not there or of other shapes.
+
+    transformers itself would fill them with random numbers.
+    """
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{who}: the weights in {folder} do not fit its config.json: {one_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{who}: tensor {missing[0]!r} is in no file of {folder} ({len(missing)} missing in all), and its "
+            "config.json asks for it: the checkpoint is incomplete, or its configuration is another model's"
+        )
+    if extra := sorted(found["unexpected_keys"]):
+        print(
+            f"warning: {who}: {type(model).__name__} has no tensor {extra[0]!r} of {folder} ({len(extra)} in all): it "
+            "is not used, and not saved again",
+            file=sys.stderr,
+        )
+    return model
 
 
 def differing_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[str]:
@@ -71,28 +137,67 @@ def differing_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerB
     return sorted(token for token in {*one, *other} if one.get(token) != other.get(token))
 
 
-def _mend(model: PreTrainedModel) -> None:
-    """Hub models ship a temperature without do_sample, which transformers 5.17 refuses to save, at the end of a run."""
-    try:
-        model.generation_config.validate(strict=True)
-    except ValueError:
-        model.generation_config.do_sample = True  # what a temperature means
-
-
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str = "") -> None:
-    """Write beside the target, then rename: a folder under the final name is always whole."""
+    """Write beside the target, then rename: a folder under the final name is always whole.
+
+    Generation config, tokenizer and chat templates are saved as they were loaded; what else lay beside the weights
+    (the tokenizer in the format of another library, say) is copied. The card replaces the README.
+    """
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    dtype = model.config.dtype or torch.float32
+    dtype, generation_config = model.config.dtype or torch.float32, model.generation_config
     try:
+        # transformers refuses, at the last step, what many published models have: a temperature without do_sample.
+        # To say do_sample would make a model sample that decoded greedily, so it is written as it was loaded.
+        model.generation_config = GenerationConfig()
         model.save_pretrained(scratch, state_dict=_cast(model.state_dict(), dtype))
     finally:
         model.config.dtype = dtype  # save_pretrained puts there what the weights are in memory
+        model.generation_config = generation_config
+    generation_config.to_json_file(scratch / "generation_config.json")
     model.config.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
+    _take_over(Path(model.name_or_path), scratch)
     (scratch / "README.md").write_text(card or "---\nlibrary_name: transformers\n---\nTrained with onepolicy.\n")
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
+
+
+def _take_over(origin: Path, folder: Path) -> None:
+    """Copy those files beside the origin's weights that saving has not written."""
+    if not str(origin) or origin == Path():
+        return  # from scratch
+    if not origin.is_dir():
+        print(f"warning: {origin} is gone: files beside its weights are not copied to {folder.parent}", file=sys.stderr)
+    for path in sorted(path for pattern in BESIDE for path in origin.glob(pattern)):
+        left_out = path.name in NOT_TAKEN_OVER or path.name.endswith(".index.json")
+        if path.is_file() and not left_out and not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
+
+
+def _check_finite(model: PreTrainedModel, files: list[Path]) -> None:
+    """Raises ValueError naming tensor and file."""
+    state = model.state_dict()
+    broken = [name for name, tensor in state.items() if not is_finite(tensor)]
+    if broken:
+        where = ((name, path) for path in files if (name := first_nonfinite(path)))
+        name, path = next(where, (broken[0], files[0].parent))
+        raise ValueError(
+            f"{MODEL}: tensor {name!r} in {path} is not finite (it holds NaN or inf), the weights are broken: take "
+            "another checkpoint"
+        )
+
+
+def _check_savable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raises ValueError for what would otherwise be refused at the end of a run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for what, thing in (("config.json", model.config), ("tokenizer", tokenizer)):
+            try:
+                thing.save_pretrained(scratch)
+            except Exception as error:
+                raise ValueError(
+                    f"{MODEL}: the {what} of {folder} can be loaded but not saved ({one_line(error)}): correct it there"
+                ) from error
 
 
 def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -103,14 +208,3 @@ def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         if place not in copies:
             copies[place] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return {name: copies[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()}
-
-
-def _place(config: ModelConfig) -> str:
-    """Where the checkpoint is: a folder, or a hub id. Raises ValueError when it is certainly neither."""
-    if config.path is None:
-        raise ValueError("a checkpoint is needed here: give its `path`, not `scratch`")
-    path = Path(config.path)
-    is_hub_id = not path.exists() and config.path.count("/") == 1
-    if not is_hub_id and not (path / "config.json").is_file():
-        raise ValueError(f"no model at {path}: a checkpoint folder holds a config.json (or give a hub id, org/name)")
-    return config.path

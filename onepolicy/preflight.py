@@ -1,7 +1,9 @@
 """What is checked about teachers before anything long starts.
 
-`check_identity` compares files: tokenizer map, vocabulary, end tokens, chat template; a difference is an error that
-names both values. `check_teachers` looks at the student's answers to a few prompts of each domain (`probe`) and says
+`check_experts` comes first of all, before a gold answer is graded and a weight is read: are the folders of model and
+teachers there and complete, of an architecture that can be used, and of one tokenizer? `check_identity` compares
+files: tokenizer map, vocabulary, end tokens, chat template; a difference is an error that names both values.
+`check_teachers` looks at the student's answers to a few prompts of each domain (`probe`) and says
 whether its teacher will be absorbed, by how far it is away (levels and their sources: config.CheckConfig):
 
     absorbed    reverse KL and overlap are on the good side of their levels
@@ -23,12 +25,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from onepolicy.config import CheckConfig, ModelConfig, MopdConfig
+from onepolicy.checkpoints import MODEL, check_checkpoint, checkpoint_folder, is_local, load_config, weight_files
+from onepolicy.config import CheckConfig, ModelConfig, MopdConfig, RunConfig, TaughtConfig
 from onepolicy.diagnostics import PolicyGap, disagreement_row, overlap_size, policy_gap
 from onepolicy.engines.text import Renderer
-from onepolicy.models import differing_tokens, load_tokenizer
+from onepolicy.models import differing_tokens, text_settings
 from onepolicy.runfolder import write_atomic
 from onepolicy.teachers import Routed, annotate_disagreement
 from onepolicy.types import Sample, TokenScores, Want
@@ -63,30 +66,54 @@ class TeacherReport:
     changes: tuple[str, ...]
 
 
+def check_experts(config: RunConfig) -> None:
+    """Everything about a run's checkpoints that can be known in seconds: no weights are read.
+
+    First all folders, so that a misspelt path is found before anything is downloaded, then tokenizers, then what only
+    the hub has. Raises ValueError naming the model or teacher.
+    """
+    teachers = (
+        {name: teacher.model for name, teacher in config.teachers.items()} if isinstance(config, TaughtConfig) else {}
+    )
+    models = {MODEL: config.model} if config.model.path is not None else {}
+    models |= {f"teacher {name!r}": model for name, model in teachers.items()}
+    for local in (True, False):
+        for who, model in models.items():
+            if is_local(model) is local:
+                check_checkpoint(model, who)
+    tokenizer, generation_config = text_settings(config.model)
+    for name, model in teachers.items():
+        check_identity(name, model, tokenizer, generation_config, config.model.chat_template_kwargs)
+    for who, model in models.items():
+        if not is_local(model):
+            weight_files(checkpoint_folder(model, who), who)
+
+
 def check_identity(
     name: str,
     teacher: ModelConfig,
-    student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    student_config: ModelConfig | None = None,
+    generation_config: GenerationConfig,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> None:
     """Raises ValueError when the teacher does not read and write the student's tokens.
 
-    The student may end an answer with tokens that the teacher does not use (a base model's own), not the other way.
+    `tokenizer`, `generation_config` and `kwargs` (of its chat template) are the student's. The student may end a
+    response with tokens that the teacher does not use (a base model's own), not the other way.
     """
-    theirs = load_tokenizer(teacher)
+    theirs, their_generation_config = text_settings(teacher, f"teacher {name!r}")
     _same_tokens(name, tokenizer, theirs)
-    model_config = AutoConfig.from_pretrained(teacher.path, revision=teacher.revision)
+    model_config = load_config(checkpoint_folder(teacher, f"teacher {name!r}", weights=False), f"teacher {name!r}")
     rows = model_config.get_text_config().vocab_size
     if rows < len(tokenizer):
         raise ValueError(
             f"teacher {name!r} has a vocabulary of {rows}, less than the student's tokenizer of {len(tokenizer)} "
             "tokens: it cannot score all that the student writes; use a teacher of the student's family"
         )
-    our_kwargs = (student_config.chat_template_kwargs if student_config else None) or {}
+    our_kwargs = kwargs or {}
     their_kwargs = our_kwargs if teacher.chat_template_kwargs is None else teacher.chat_template_kwargs
-    ours_end = Renderer(tokenizer, student.generation_config, our_kwargs).stop_ids
-    theirs_end = Renderer(theirs, _generation_config(teacher), their_kwargs).stop_ids
+    ours_end = Renderer(tokenizer, generation_config, our_kwargs).stop_ids
+    theirs_end = Renderer(theirs, their_generation_config, their_kwargs).stop_ids
     if not theirs_end <= ours_end:
         raise ValueError(
             f"teacher {name!r} ends an answer with tokens {sorted(theirs_end)}, the student with {sorted(ours_end)}: "
@@ -229,10 +256,3 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> 
     if tokenizer.chat_template is None:
         return "no chat template"
     return str(tokenizer.apply_chat_template(PROBE, tokenize=False, add_generation_prompt=True, **kwargs))
-
-
-def _generation_config(config: ModelConfig) -> GenerationConfig | None:
-    try:
-        return GenerationConfig.from_pretrained(str(config.path), revision=config.revision or "main")
-    except OSError:
-        return None  # a checkpoint without one: its tokenizer's end token decides

@@ -26,7 +26,7 @@ from onepolicy.failures import Failures
 from onepolicy.learner import Learner
 from onepolicy.models import pick_device
 from onepolicy.policy import Policy
-from onepolicy.preflight import check_identity
+from onepolicy.preflight import check_experts
 from onepolicy.progress import hush_transformers, progress
 from onepolicy.rewards import graded_rewards
 from onepolicy.rollout import play_on, rollout, submit
@@ -36,7 +36,7 @@ from onepolicy.tasks.check import require_golds
 from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import Mixture
 from onepolicy.tasks.screen import Screen
-from onepolicy.teachers import Routed, Shelf, open_teachers
+from onepolicy.teachers import Routed, Shelf
 from onepolicy.types import Sample, Task
 
 EVAL_SEED = 20_000_000  # of the answers to held-out questions: the same for every run, step and seed
@@ -65,9 +65,11 @@ class Session:
 
     def _open(self, loss: LossConfig, branches: Sequence[str], stack: ExitStack) -> None:
         config = self.config
-        # tasks and their graders first: they are cheap, and fail on bad options and wrong gold answers
+        # what takes seconds first: options, then the files of model and teachers
         check_options(config.domains)
         device = pick_device(config.device)
+        check_experts(config)
+        # then tasks and their graders, which fail on wrong gold answers
         self.folder = RunFolder(config)
         stack.callback(self.folder.close)
         self.mixture = Mixture(config.domains, config.seed)
@@ -119,13 +121,14 @@ class Session:
         self._stack.close()
 
     def frozen(self, models: Mapping[str, ModelConfig], routes: Mapping[str, str]) -> Routed:
-        """Frozen checkpoints as scorers, routed by domain; checked against the student, and remembered for a resume."""
-        for name, model in models.items():
-            check_identity(name, model, self.learner.model, self.learner.tokenizer, self.config.model)
-        routed = open_teachers(models, routes, self.shelf)
-        for name, model in models.items():
-            self.identities[name] = self.shelf.teacher(name, model).fingerprint
-        return routed
+        """Frozen checkpoints as scorers, routed by domain, and remembered for a resume.
+
+        The run's own starting model computes as the student does. Raises ValueError for weights that are not finite.
+        """
+        teachers = {name: self.shelf.teacher(name, model, model == self.config.model) for name, model in models.items()}
+        for name, teacher in teachers.items():
+            self.identities[name] = teacher.fingerprint
+        return Routed({domain: teachers[name] for domain, name in routes.items()})
 
     def origin(self) -> Routed:
         """The model that the run started from, frozen, for all its domains."""
@@ -139,7 +142,6 @@ class Session:
             temperature=self.sampling.temperature,
             tokens_per_batch=self.config.optim.tokens_per_batch,
             vocabulary=self.learner.head.vocabulary,
-            spool=self.folder.path / "teachers",
         )
 
     def steps(self) -> Iterator[int]:

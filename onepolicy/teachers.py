@@ -4,6 +4,9 @@
 `Shelf` holds any number of frozen checkpoints at the cost of one: their weights stay in memory-mapped files, and
 activating a teacher points one model's parameters at its map (CPU) or copies them to the GPU. Memory and time of a
 step are therefore flat in the number of teachers (benchmarks/teachers.py).
+
+A checkpoint is mapped from where it lies if its file holds the tensors that the module wants: the same names, shapes
+and dtype (`dtype: auto` is the file's). Else it is converted once, into the user's cache (weightcache.py).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,21 +22,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
+import transformers
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import linear
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from onepolicy.checkpoints import checkpoint_folder, load_config, stored_tensors, weight_files, weights_dtype
 from onepolicy.config import DistillConfig, ModelConfig
 from onepolicy.engines.base import Scorer
 from onepolicy.engines.forward import Head, check_head, score_samples
 from onepolicy.engines.local import LocalEngine
-from onepolicy.engines.precision import DTYPES
+from onepolicy.engines.positions import context_length
+from onepolicy.engines.precision import choose_attention, compute_in
+from onepolicy.engines.probe import check_scoring
 from onepolicy.engines.text import Renderer
-from onepolicy.models import load_tokenizer
+from onepolicy.merging import is_finite
+from onepolicy.models import load_tokenizer, read_model
 from onepolicy.types import Sample, TokenScores, Want
+from onepolicy.weightcache import Converted, check_finite, keep_converted, open_converted, weights_hash
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # what tensors a model or a file holds
 
@@ -70,14 +78,20 @@ class Routed:
         teacher = self.scorers[domain]
         if not isinstance(teacher, FrozenTeacher):
             raise ValueError(f"the teacher of {domain!r} only scores: a checkpoint is needed for it to write")
-        return LocalEngine(teacher.shelf.activate(teacher), renderer, batch_size=batch_size)
+        return LocalEngine(teacher.shelf.activate(teacher), renderer, batch_size=batch_size, dtype=teacher.compute)
 
 
 class Shelf:
-    """Frozen checkpoints, one resident at a time. `spool` is where weights go that cannot be mapped as they lie."""
+    """Frozen checkpoints, one resident at a time. `spool`: a folder for converted weights in the cache's place."""
 
     def __init__(
-        self, *, device: torch.device, temperature: float, tokens_per_batch: int, vocabulary: int, spool: Path
+        self,
+        *,
+        device: torch.device,
+        temperature: float,
+        tokens_per_batch: int,
+        vocabulary: int,
+        spool: Path | None = None,
     ) -> None:
         self.device, self.temperature, self.tokens_per_batch = device, temperature, tokens_per_batch
         self.vocabulary, self.spool = vocabulary, spool
@@ -86,11 +100,16 @@ class Shelf:
         self._resident: FrozenTeacher | None = None
         self._open_head: tuple[FrozenTeacher, Tensor, Tensor | None] | None = None
 
-    def teacher(self, name: str, config: ModelConfig) -> FrozenTeacher:
-        """The scorer for a checkpoint; two names for one checkpoint get the same object."""
-        key = f"{checkpoint_folder(config).resolve()} {config.dtype} {config.attention}"
+    def teacher(self, name: str, config: ModelConfig, as_student: bool = False) -> FrozenTeacher:
+        """The scorer for a checkpoint; two names for one checkpoint get the same object.
+
+        `as_student`: it computes like a student of that configuration, with float32 weights and, for bfloat16, under
+        autocast. So the model that a run starts from scores what the student would before its first step.
+        """
+        folder = checkpoint_folder(config, f"teacher {name!r}").resolve()
+        key = f"{folder} {config.dtype} {config.attention} {as_student}"
         if key not in self._teachers:
-            self._teachers[key] = FrozenTeacher(self, name, config)
+            self._teachers[key] = FrozenTeacher(self, name, config, as_student)
         return self._teachers[key]
 
     def activate(self, teacher: FrozenTeacher) -> PreTrainedModel:
@@ -125,37 +144,39 @@ class Shelf:
         """Once per teacher: find the files to map it from, and the module that its weights fit into."""
         if teacher.files:
             return
+        check_finite(teacher.stored_files, teacher.title)
         known = self._skeletons.get(teacher.architecture)
-        own_files = weight_files(teacher.folder)
-        if known is not None and known.as_stored and _layout(_map(own_files)) == known.layout:
-            teacher.files = own_files
-            return
+        if known is not None:  # then the layout alone says whether a file can be mapped
+            if known.as_stored and _layout(_map(teacher.stored_files)) == known.layout:
+                teacher.files = teacher.stored_files
+                return
+            converted = open_converted(teacher.conversion, self.spool)
+            if converted is not None and _layout(_map([converted.path])) == known.layout:
+                teacher.use(converted)
+                return
         # Let transformers read the checkpoint: it knows renamed and fused weights, and what is tied.
         self._evict()
-        model = AutoModelForCausalLM.from_pretrained(
-            teacher.folder, dtype=DTYPES[teacher.config.dtype], attn_implementation=teacher.config.attention
-        )
-        check_head(model)
+        model = read_model(teacher.folder, getattr(torch, teacher.dtype), teacher.config.attention, teacher.title)
         tensors = _tensors(model)
-        as_stored = _holds(_map(own_files), tensors)
-        teacher.files = own_files if as_stored else [self._spooled(teacher, tensors)]
+        _check_range(tensors, teacher)
+        if teacher.autocast and teacher.config.attention is None:
+            choose_attention(model, torch.bfloat16)  # as its student does
+        check_head(model)
+        with teacher.computing():
+            check_scoring(model, teacher.head.vocabulary, context_length(model.config))
+        stored = _map(teacher.stored_files)
+        if _holds(stored, tensors):
+            teacher.files = teacher.stored_files
+        else:
+            teacher.use(keep_converted(teacher.conversion, tensors, self.spool))
         if known is not None and known.layout != _layout(tensors):  # one config, yet (say) a head that is not tied
             teacher.architecture += f" {teacher.folder}"
         if teacher.architecture not in self._skeletons:
+            as_stored = _layout(stored) == _layout(tensors) and teacher.files == teacher.stored_files
             skeleton = Skeleton(model.requires_grad_(False).eval(), _layout(tensors), _head_names(model), as_stored)
             _empty(model)
             self._skeletons[teacher.architecture] = skeleton
             model.to(self.device)  # what is computed and not stored, such as rotary frequencies
-
-    def _spooled(self, teacher: FrozenTeacher, tensors: Mapping[str, Tensor]) -> Path:
-        """Write the weights as the module wants them, once per run folder."""
-        self.spool.mkdir(parents=True, exist_ok=True)
-        target = self.spool / f"{teacher.fingerprint['weights'][:16]}-{teacher.config.dtype}.safetensors"
-        if not target.exists():
-            scratch = target.with_name(f".{target.name}.tmp")
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
-            scratch.rename(target)
-        return target
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,31 +194,52 @@ class FrozenTeacher:
     """One checkpoint on the shelf, as a Scorer. Its weights are loaded when it is first asked.
 
     `head` works also when another teacher is resident by then: it maps this one's projection alone.
+    Raises ValueError for a checkpoint that is not complete or cannot be used.
     """
 
-    def __init__(self, shelf: Shelf, name: str, config: ModelConfig) -> None:
-        self.shelf, self.name, self.config = shelf, name, config
-        self.folder = checkpoint_folder(config)
-        model_config = AutoConfig.from_pretrained(self.folder)
-        self.architecture = _architecture_key(model_config, config)
+    def __init__(self, shelf: Shelf, name: str, config: ModelConfig, as_student: bool = False) -> None:
+        self.shelf, self.name, self.config, self.title = shelf, name, config, f"teacher {name!r}"
+        self.folder = checkpoint_folder(config, self.title)
+        model_config = load_config(self.folder, self.title)
+        self.stored_files = weight_files(self.folder, self.title)
+        stored = stored_tensors(self.stored_files, self.title)
+        self.dtype = "float32" if as_student else weights_dtype(stored) if config.dtype == "auto" else config.dtype
+        self.autocast = as_student and config.dtype == "bfloat16"
+        self.compute = torch.bfloat16 if self.autocast else torch.float32  # of weights in float32; others say it
+        self.architecture = _architecture_key(model_config, f"{self.dtype} {self.autocast}", config.attention)
         self.files: list[Path] = []
         self.head = Head(model_config, self._project, shelf.device, shelf.vocabulary)
+        self._converted: Converted | None = None
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """Hashes of weights, tokenizer and chat template, and the dtype: the identity that a resume must find again."""
-        return fingerprint(self.config)
+        """Hashes of weights, tokenizer and chat template, and the dtype: the identity that a resume must find again.
+
+        Raises ValueError, naming tensor and file, for weights that are not finite: the files are read for this anyway.
+        """
+        check_finite(self.stored_files, self.title)
+        return fingerprint(self.config) | {"dtype": f"{self.config.dtype} autocast" if self.autocast else self.dtype}
+
+    @cached_property
+    def conversion(self) -> str:
+        """The key of a conversion of these weights: everything that it depends on."""
+        return json.dumps([weights_hash(self.stored_files), self.architecture, transformers.__version__])
+
+    def use(self, converted: Converted) -> None:
+        """Map the weights from the cache, where they stay as long as this teacher is there."""
+        self._converted, self.files = converted, [converted.path]
 
     def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
-        return score_samples(
-            self.shelf.activate(self),
-            self.head,
-            samples,
-            want,
-            source=self.name,
-            temperature=self.shelf.temperature,
-            tokens_per_batch=self.shelf.tokens_per_batch,
-        )
+        with self.computing():
+            return score_samples(
+                self.shelf.activate(self),
+                self.head,
+                samples,
+                want,
+                source=self.name,
+                temperature=self.shelf.temperature,
+                tokens_per_batch=self.shelf.tokens_per_batch,
+            )
 
     def map(self) -> dict[str, Tensor]:
         """name → tensor, on memory-mapped files: pages are read when touched and dropped with the last reference."""
@@ -205,7 +247,12 @@ class FrozenTeacher:
 
     def _project(self, hidden_CH: Tensor) -> Tensor:
         weight, bias = self.shelf.head_weights(self)
-        return linear(hidden_CH.to(weight.dtype), weight, bias)
+        with self.computing():  # in its own precision, whoever asks
+            return linear(hidden_CH.to(weight.dtype), weight, bias)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """The precision of all that this teacher computes."""
+        return compute_in(self.compute, self.shelf.device)
 
 
 def open_teachers(models: Mapping[str, ModelConfig], routes: Mapping[str, str], shelf: Shelf) -> Routed:
@@ -232,50 +279,34 @@ def wanted(config: DistillConfig) -> Want:
 
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:
-    """sha256 of weights, tokenizer map and chat template, and the dtype."""
-    weights = hashlib.sha256()
-    for path in weight_files(checkpoint_folder(config)):
-        with path.open("rb") as file:
-            weights.update(hashlib.file_digest(file, "sha256").digest())
+    """sha256 of weights, tokenizer map and chat template, and the dtype of the weights."""
+    files = weight_files(checkpoint_folder(config))
     tokenizer = load_tokenizer(config)
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
     return {
-        "weights": weights.hexdigest(),
+        "weights": weights_hash(files),
         "tokenizer": hashlib.sha256(vocabulary).hexdigest(),
         "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
-        "dtype": config.dtype,
+        "dtype": weights_dtype(stored_tensors(files)) if config.dtype == "auto" else config.dtype,
     }
 
 
-def checkpoint_folder(config: ModelConfig) -> Path:
-    """The checkpoint's local folder; a hub id is resolved to its cached snapshot, downloading it if need be."""
-    if config.path is None:
-        raise ValueError("a teacher is a checkpoint: give its `path`, not `scratch`")
-    if Path(config.path).is_dir():
-        return Path(config.path)
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=wanted))
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would read; a folder may hold others (Mistral's consolidated copy)."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    if not (folder / "model.safetensors").is_file():
-        raise ValueError(
-            f"no model.safetensors in {folder}: a teacher is mapped from safetensors; convert it with "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
-        )
-    return [folder / "model.safetensors"]
-
-
-def _architecture_key(model_config: Any, config: ModelConfig) -> str:
+def _architecture_key(model_config: Any, dtype: str, attention: str | None) -> str:
     """Checkpoints of one key are the same function of their weights."""
     fields = model_config.to_dict()
     for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
         fields.pop(name, None)
-    return json.dumps([fields, config.dtype, config.attention], sort_keys=True, default=str)
+    return json.dumps([fields, dtype, attention], sort_keys=True, default=str)
+
+
+def _check_range(tensors: Mapping[str, Tensor], teacher: FrozenTeacher) -> None:
+    """Raises ValueError where finite weights do not stay finite in another dtype."""
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise ValueError(
+                f"{teacher.title}: tensor {name!r} of {teacher.folder} is beyond the range of {teacher.dtype}: use "
+                "dtype: auto (the file's own), bfloat16 or float32"
+            )
 
 
 def _map(files: Sequence[Path], only: Collection[str | None] | None = None) -> dict[str, Tensor]:
@@ -299,8 +330,14 @@ def _layout(tensors: Mapping[str, Tensor]) -> Layout:
 
 
 def _holds(stored: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the stored tensors are exactly these, values included: transformers may have converted them."""
-    return _layout(stored) == _layout(tensors) and all(torch.equal(stored[name], tensors[name]) for name in tensors)
+    """Whether these tensors are stored as they are, values included: transformers may have converted them.
+
+    The file may hold more, for example a tied head written out.
+    """
+    return all(
+        name in stored and stored[name].dtype == tensor.dtype and torch.equal(stored[name], tensor)
+        for name, tensor in tensors.items()
+    )
 
 
 def _head_names(model: PreTrainedModel) -> tuple[str, str | None]:

@@ -1,13 +1,24 @@
 """How the suite is shared out (`pytest -n 2 --dist loadgroup`), and what a run of it says beside its results."""
 
+import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 SANDBOXED = ("test_sandbox", "test_code", "test_tasks_code", "test_repo", "test_tasks_repo", "test_docs")
 LEVELS: dict[str, str] = {}  # of the sandbox: what was tested, from whichever process has tested it
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache() -> Iterator[None]:
+    """The cache of hashes and converted weights, also for the processes that tests start: never the user's."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ONEPOLICY_CACHE"] = folder
+        yield
+        del os.environ["ONEPOLICY_CACHE"]
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

@@ -131,7 +131,7 @@ def test_the_defaults_of_mopd_are_the_vetted_ones() -> None:
             "model.path": "expert",
             "model.revision": None,
             "model.scratch": None,
-            "model.dtype": "float32",
+            "model.dtype": "auto",
             "model.attention": None,
             "model.chat_template_kwargs": None,
             "domains": None,
@@ -483,9 +483,19 @@ def test_the_example_of_the_readme_is_a_valid_run() -> None:
 def test_the_teacher_self_is_the_model_that_the_run_starts_from(teacher: object) -> None:
     config = parse_run(MOPD | {"teachers": {"math": teacher}})
     assert isinstance(config, MopdConfig) and config.teachers["math"].model == config.model
+    half = parse_run(MOPD | {"model": {"path": "origin", "dtype": "bfloat16"}, "teachers": {"math": teacher}})
+    assert isinstance(half, MopdConfig) and half.teachers["math"].model == half.model
     with pytest.raises(ConfigError, match="a teacher is a checkpoint"):
         scratch = {"scratch": {"architecture": {}, "alphabet": "ab"}}
         parse_run(MOPD | {"model": scratch, "teachers": {"math": teacher}})
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float16"])
+def test_a_student_computes_in_a_dtype_that_trains(dtype: str) -> None:
+    assert f"model.dtype is {dtype}, which is for teachers" in faults(SFT | {"model": {"path": "m", "dtype": dtype}})
+    teacher = {"model": {"path": "expert", "dtype": dtype}}
+    config = parse_run(MOPD | {"teachers": {"math": teacher}})
+    assert isinstance(config, MopdConfig) and config.teachers["math"].model.dtype == dtype
 
 
 STUDIES = Path(__file__).parent.parent / "studies"

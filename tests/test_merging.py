@@ -135,3 +135,20 @@ def test_lora_experts_are_merged_on_the_product_with_the_scaling_once():
 def test_lora_factors_of_different_rank_are_refused():
     with pytest.raises(ValueError, match=r"lora_A \(1, 3\) and lora_B \(2, 4\) do not share a rank"):
         lora_delta(torch.ones(1, 3), torch.ones(2, 4), 1.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused_in_a_model_and_in_the_result(value: float) -> None:
+    good, sick = {"w": torch.ones(3)}, {"w": torch.tensor([1.0, value, 0.0])}
+    for call in (
+        lambda: average([good, sick]),
+        lambda: task_arithmetic(sick, [good], [1.0]),
+        lambda: ties(good, [sick], [1.0], 0.5),
+        lambda: slerp(good, sick, 0.5),
+    ):
+        with pytest.raises(ValueError, match=r"tensor 'w' in model [01] is not finite \(it holds NaN or inf\)"):
+            call()
+    half = {"w": torch.full((2,), 6e4, dtype=torch.float16)}
+    none = {"w": torch.zeros(2, dtype=torch.float16)}
+    with pytest.raises(ValueError, match=r"tensor 'w' of the merge is beyond the range of torch\.float16: use smaller"):
+        task_arithmetic(none, [half, half], [1.0, 1.0])

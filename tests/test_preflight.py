@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ import torch
 
 from onepolicy.config import LossConfig, ModelConfig, MopdConfig, ScratchConfig, parse_run
 from onepolicy.diagnostics import policy_gap
+from onepolicy.engines.base import Scorer
 from onepolicy.engines.forward import live_head, score_samples
 from onepolicy.models import load_model
 from onepolicy.preflight import check_identity, check_teachers, probe
 from onepolicy.session import Session
 from onepolicy.tasks.letters import ALPHABET
+from onepolicy.teachers import Routed
 from onepolicy.tiny import from_scratch
-from onepolicy.types import TokenScores, Want
+from onepolicy.types import Sample, TokenScores, Want
 from tests.runs import run_of
 from tests.tiny_models import KINDS, batch, build, plain_logprobs
 
@@ -38,7 +40,9 @@ def checked(tmp_path: Path, change: Callable[[Any, Any], None] = lambda model, t
     """The student is plain; the teacher is the same but for `options`, and `change` applied to (model, tokenizer)."""
     model, tokenizer = model_of(**options)
     change(model, tokenizer)
-    check_identity("expert", stored(tmp_path / "teacher", model, tokenizer), *model_of())
+    teacher = stored(tmp_path / "teacher", model, tokenizer)
+    student, its_tokenizer = model_of()
+    check_identity("expert", teacher, its_tokenizer, student.generation_config)
 
 
 def test_a_teacher_of_the_same_make_passes(tmp_path):
@@ -95,9 +99,11 @@ def test_a_base_student_whose_end_token_is_another_passes_beside_an_instructed_t
     student[0].generation_config.eos_token_id = student[1].eos_token_id
     for number, named in enumerate(([1], [1, student[1].eos_token_id])):
         teacher[0].generation_config.eos_token_id = named
-        check_identity("expert", stored(tmp_path / str(number), *teacher), *student)
+        expert = stored(tmp_path / str(number), *teacher)
+        check_identity("expert", expert, student[1], student[0].generation_config)
     with pytest.raises(ValueError, match=r"ends an answer with tokens \[1, 3\], the student with \[1\]"):
-        check_identity("expert", stored(tmp_path / "base", *student), *model_of())
+        ours, its_tokenizer = model_of()
+        check_identity("expert", stored(tmp_path / "base", *student), its_tokenizer, ours.generation_config)
 
 
 SWITCH = "{% if add_generation_prompt %}<assistant>{{ 'b' if brief else '' }}{% endif %}"
@@ -110,7 +116,7 @@ def test_chats_are_compared_with_the_arguments_of_both(tmp_path):
 
     def check(ours: dict[str, Any] | None, theirs: dict[str, Any] | None) -> None:
         teacher = ModelConfig(path=folder, chat_template_kwargs=theirs)
-        check_identity("expert", teacher, model, tokenizer, ModelConfig(path="m", chat_template_kwargs=ours))
+        check_identity("expert", teacher, tokenizer, model.generation_config, ours)
 
     for same in (None, {"brief": True}):
         check(same, same)
@@ -233,23 +239,41 @@ def test_a_padded_vocabulary_is_compared_over_what_both_have(padded, tmp_path):
     assert report.overlap == 1.0
 
 
-def test_broken_weights_are_refused_before_training(tmp_path):
-    broken, tokenizer = model_of(seed=1)
-    with torch.no_grad():
-        broken.base_model.norm.weight[0] = float("nan")
+def test_broken_weights_are_refused_before_training_naming_tensor_and_file(tmp_path):
+    """Also where only some tokens reach them, so that no probe would notice."""
     student = stored(tmp_path / "s", *model_of())
-    with pytest.raises(ValueError, match="not finite"):
-        reports(mopd(tmp_path, stored(tmp_path / "t", broken, tokenizer), student))
+    for folder, value in (("nan", float("nan")), ("inf", float("-inf"))):
+        broken, tokenizer = model_of(tie_word_embeddings=False)
+        with torch.no_grad():
+            broken.get_input_embeddings().weight[20, 3] = value
+        config = mopd(tmp_path / folder, stored(tmp_path / folder / "t", broken, tokenizer), student)
+        with pytest.raises(
+            ValueError, match=rf"teacher 'expert': tensor 'model.embed_tokens.weight' in .*{folder}/t/mod"
+        ):
+            reports(config)
 
 
 def test_scores_that_are_not_finite_on_the_students_tokens_are_refused(tmp_path):
-    """Weights that only some tokens reach: the probe at loading may miss them, the student's answers do not."""
-    broken, tokenizer = model_of(tie_word_embeddings=False)
-    with torch.no_grad():
-        broken.get_input_embeddings().weight[20:].fill_(float("nan"))
-    student = stored(tmp_path / "s", *model_of())
-    with pytest.raises(ValueError, match=r"gives no finite log-prob for .*% of the student's tokens in 'sort'"):
-        reports(mopd(tmp_path, stored(tmp_path / "t", broken, tokenizer), student))
+    """Finite weights may overflow on some tokens."""
+
+    class Overflowing:
+        def __init__(self, teacher: Scorer) -> None:
+            self.teacher = teacher
+
+        def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
+            scores = self.teacher.score(samples, want)
+            for one in scores:
+                one.logprobs_R[::2] = np.nan
+            return scores
+
+    config = mopd(tmp_path, *(stored(tmp_path / name, *model_of()) for name in "ts"))
+    with Session(config, config.loss) as session:
+        teacher = session.frozen({"expert": config.teachers["expert"].model}, config.routes).scorers["sort"]
+        samples = probe(session, 8)
+        with pytest.raises(
+            ValueError, match=r"'expert' gives no finite log-prob for .*% of the student's tokens in 's"
+        ):
+            check_teachers(session, Routed({"sort": Overflowing(teacher)}), config, samples)
 
 
 # -- the gap itself ----------------------------------------------------------------------------------------------------

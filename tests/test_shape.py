@@ -24,9 +24,10 @@ LAYERS: list[set[str]] = [
     {"types", "thought"},
     {"config", "progress", "merging", "sandbox", "rewards"},
     {"tasks", "objectives", "tiny", "meter", "evaluation", "failures"},
-    {"runfolder", "engines", "normalised"},
+    {"runfolder", "engines", "normalised", "checkpoints"},
+    {"weightcache"},  # hashes files as run folders do, and is read by whoever loads weights
     {"models", "diagnostics", "written", "jobs"},
-    {"teachers", "learner"},
+    {"teachers", "learner", "mergeinputs"},
     {"rollout", "preflight", "policy", "balancing", "annealing", "mergefiles"},
     {"session", "forecast", "gradients"},
     {"exam", "drift"},

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from onepolicy.config import DistillConfig, ModelConfig
+from onepolicy.config import DistillConfig, LossConfig, ModelConfig, OptimConfig, TeacherConfig
 from onepolicy.engines.forward import live_head, score_samples
+from onepolicy.learner import Learner
+from onepolicy.models import load_model
 from onepolicy.teachers import Routed, Shelf, fingerprint, open_teachers, wanted, weight_files
 from onepolicy.types import Sample, TokenScores, Want
+from onepolicy.weightcache import cache_folder
 from tests.tiny_models import KINDS, MIXED, batch, build, sample, store
 
 SAMPLED = Want("sampled")
@@ -180,11 +184,75 @@ def spooled(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "spool").glob("*"))
 
 
-def both_ways(tmp_path: Path, folder: Path, dtype: str = "float32") -> Shelf:
+def both_ways(tmp_path: Path, folder: Path, dtype: str = "float32", computed: torch.dtype = torch.float32) -> Shelf:
     shared, samples = shelf(tmp_path), batch(MIXED)
     teacher = shared.teacher("t", config(folder, dtype))
-    assert_same(teacher.score(samples, SAMPLED), plainly(folder, samples, dtype=getattr(torch, dtype)))
+    assert_same(teacher.score(samples, SAMPLED), plainly(folder, samples, dtype=computed))
     return shared
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_by_default_a_teacher_is_taken_in_the_dtype_of_its_file(dtype, tmp_path):
+    """Without a copy: it is mapped from where it lies, and the user's cache stays without conversions."""
+    model, tokenizer = build()
+    model.to(dtype).save_pretrained(tmp_path / "t")
+    tokenizer.save_pretrained(tmp_path / "t")
+    shared = Shelf(device=torch.device("cpu"), temperature=1.0, tokens_per_batch=64, vocabulary=38)
+    conversions = cache_folder() / "converted"
+    before = set(conversions.glob("*"))
+    teacher = shared.teacher("t", TeacherConfig.model_validate(str(tmp_path / "t")).model)
+    samples = batch(MIXED)
+    assert_same(teacher.score(samples, SAMPLED), plainly(tmp_path / "t", samples, dtype=dtype))
+    assert set(conversions.glob("*")) == before
+    assert {p.dtype for p in shared.activate(teacher).parameters()} == {dtype}
+    assert teacher.fingerprint["dtype"] == str(dtype).removeprefix("torch.")
+    other = shared.teacher("t", config(tmp_path / "t", "float32" if dtype != torch.float32 else "bfloat16"))
+    other.score(samples, SAMPLED)
+    assert len(set(conversions.glob("*")) - before) == 1
+
+
+def test_weights_beyond_the_range_of_the_dtype_asked_for_are_refused(tmp_path):
+    model, tokenizer = build()
+    with torch.no_grad():
+        model.base_model.layers[0].mlp.up_proj.weight[1, 2] = 1e6
+    model.save_pretrained(tmp_path / "t")
+    tokenizer.save_pretrained(tmp_path / "t")
+    shelf(tmp_path).teacher("t", config(tmp_path / "t", "bfloat16")).score(batch(MIXED), SAMPLED)
+    with pytest.raises(
+        ValueError, match=r"teacher 't': tensor 'model.layers.0.mlp.up_proj.weight' of .* of float16: use d"
+    ):
+        shelf(tmp_path).teacher("t", config(tmp_path / "t", "float16")).score(batch(MIXED), SAMPLED)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored_in", [torch.float32, torch.bfloat16])
+def test_the_model_that_a_run_starts_from_scores_as_its_student_would(dtype, stored_in, tmp_path):
+    model, tokenizer = build()
+    model.to(stored_in).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    start = config(tmp_path / "m", dtype)
+    student = Learner(*load_model(start), OptimConfig(tokens_per_batch=64), LossConfig(), dtype=getattr(torch, dtype))
+    teacher = shelf(tmp_path).teacher("self", start, as_student=True)
+    samples = batch(MIXED)
+    for want in (SAMPLED, Want("full")):
+        ours, theirs = student.score(samples, want), teacher.score(samples, want)
+        assert_same(theirs, ours)
+    logprobs = [
+        one.head.logprobs(torch.from_numpy(one.hidden_RH), 1.0) for one in (theirs[0], teacher.score(samples, want)[0])
+    ]
+    with torch.autocast("cpu", torch.bfloat16):  # whoever asks: the head computes as its own teacher does
+        logprobs.append(theirs[0].head.logprobs(torch.from_numpy(theirs[0].hidden_RH), 1.0))
+    assert torch.equal(logprobs[0], logprobs[1]) and torch.equal(logprobs[0], logprobs[2])
+    assert teacher.fingerprint["dtype"] == ("float32" if dtype == "float32" else "bfloat16 autocast")
+
+
+def test_a_tied_head_that_a_file_has_written_out_is_mapped_as_it_lies(tmp_path):
+    folder = store(tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    both_ways(tmp_path, folder)
+    assert spooled(tmp_path) == []
 
 
 def test_a_bfloat16_checkpoint_asked_in_float32_is_spooled_once(tmp_path):
@@ -196,7 +264,8 @@ def test_a_bfloat16_checkpoint_asked_in_float32_is_spooled_once(tmp_path):
     both_ways(tmp_path, tmp_path / "half")
     assert [path.stat().st_mtime_ns for path in spooled(tmp_path)] == first
     assert len(first) == 1
-    both_ways(tmp_path / "as it lies", tmp_path / "half", "bfloat16")
+    for dtype in ("bfloat16", "auto"):
+        both_ways(tmp_path / "as it lies", tmp_path / "half", dtype, torch.bfloat16)
     assert spooled(tmp_path / "as it lies") == []
 
 
@@ -208,7 +277,13 @@ def test_experts_that_are_apart_on_disk_and_fused_in_memory_are_spooled(tmp_path
     for _ in range(2):
         for folder in folders:
             assert_same(shared.teacher(folder.name, config(folder)).score(samples, SAMPLED), plainly(folder, samples))
-    assert len(spooled(tmp_path)) == 2
+    first = spooled(tmp_path)
+    assert len(first) == 2
+    inodes = [path.stat().st_ino for path in first]
+    again = shelf(tmp_path)  # another run: from the cache, and the second teacher without a reading by transformers
+    for folder in folders:
+        assert_same(again.teacher(folder.name, config(folder)).score(samples, SAMPLED), plainly(folder, samples))
+    assert [path.stat().st_ino for path in spooled(tmp_path)] == inodes
 
 
 def test_a_sharded_checkpoint_is_mapped_file_by_file(tmp_path):
@@ -292,14 +367,18 @@ def test_a_teacher_from_scratch_is_refused(tmp_path):
         shelf(tmp_path).teacher("t", scratch)
 
 
-def test_broken_weights_are_refused_with_the_folder_named(tmp_path):
-    model, tokenizer = build()
-    with torch.no_grad():
-        model.base_model.norm.weight.fill_(float("nan"))
-    model.save_pretrained(tmp_path / "broken")
-    tokenizer.save_pretrained(tmp_path / "broken")
-    with pytest.raises(ValueError, match=r"broken.*not finite"):
-        shelf(tmp_path).teacher("t", config(tmp_path / "broken")).score([sample(3, 2)], SAMPLED)
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
+def test_broken_weights_are_refused_naming_tensor_and_file(kind, tmp_path):
+    folder = store(tmp_path / "broken", kind)
+    tensors = load_file(folder / "model.safetensors")
+    name = max(name for name in tensors if "down_proj" in name)
+    tensors[name][0, 1] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    message = rf"teacher 't': tensor '{re.escape(name)}' in .*broken/model\.safetensors is not finite"
+    with pytest.raises(ValueError, match=message):
+        shelf(tmp_path).teacher("t", config(folder)).score([sample(3, 2)], SAMPLED)
+    with pytest.raises(ValueError, match=message):
+        _ = shelf(tmp_path).teacher("t", config(folder)).fingerprint
 
 
 def test_what_a_teacher_is_asked_for_follows_the_estimator():

@@ -33,7 +33,11 @@ class ScratchConfig(Strict):
 
 
 class ModelConfig(Strict):
-    """A checkpoint (folder or hub id), or `scratch`. Compute is float32 or bfloat16 (GPU), over float32 weights.
+    """A checkpoint (folder or hub id), or `scratch`.
+
+    `dtype` of a student is the precision of its compute, float32 or bfloat16 (autocast), over float32 weights. That of
+    a teacher is the precision of its weights; `auto`, its default, takes them as the file has them. So a teacher is
+    mapped from where it lies unless another dtype is asked for.
 
     `chat_template_kwargs` are arguments of the chat template, for example {enable_thinking: false}. A teacher that has
     none gets the student's; where it has some, both must render a chat alike.
@@ -42,7 +46,7 @@ class ModelConfig(Strict):
     path: str | None = None
     revision: str | None = None
     scratch: ScratchConfig | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     attention: str | None = Field(None, description="transformers' attn_implementation; None lets it choose")
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -113,7 +117,7 @@ Domains = Annotated[dict[str, DomainConfig], AfterValidator(_usable)]
 
 
 class TeacherConfig(Strict):
-    """A named expert and the domains it teaches; by default the domain of its own name."""
+    """A named expert and the domains it teaches; by default the domain of its own name. Its `model.dtype` is auto."""
 
     model: ModelConfig
     domains: list[str] | None = None
@@ -121,7 +125,12 @@ class TeacherConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_path(cls, data: Any) -> Any:
-        return {"model": data} if isinstance(data, str) else data
+        data = {"model": data} if isinstance(data, str) else data
+        if not isinstance(data, dict):
+            return data
+        model = data.get("model")
+        model = {"path": model} if isinstance(model, str) else model
+        return {**data, "model": {"dtype": "auto", **model}} if isinstance(model, dict) else data
 
     @model_validator(mode="after")
     def _is_a_checkpoint(self) -> Self:
@@ -289,11 +298,21 @@ class RunConfig(FolderConfig):
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    @model_validator(mode="after")
+    def _the_student_computes_in_a_dtype_that_trains(self) -> Self:
+        if self.model.dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"model.dtype is {self.model.dtype}, which is for teachers: a student computes in float32 or bfloat16 "
+                "over float32 weights, whatever its file holds; use one of these"
+            )
+        return self
+
 
 class TaughtConfig(RunConfig):
     """A run with teachers: every domain that is drawn from has exactly one.
 
-    The teacher `self` is the model that the run starts from, frozen: for domains to be kept as they are.
+    The teacher `self` is the model that the run starts from, frozen: for domains to be kept as they are. It computes
+    like the student (`model.dtype`), so that its scores are the student's own at step 0.
     """
 
     teachers: dict[str, TeacherConfig] = Field(min_length=1)
@@ -308,7 +327,11 @@ class TaughtConfig(RunConfig):
             name: {"model": teacher} if isinstance(teacher, str) else teacher for name, teacher in teachers.items()
         }
         own = [name for name, t in spelt.items() if isinstance(t, dict) and t.get("model") == "self"]
-        return {**data, "teachers": spelt | {name: {**spelt[name], "model": data.get("model")} for name in own}}
+        start = data.get("model")
+        start = {"path": start} if isinstance(start, str) else start
+        if isinstance(start, dict):
+            start = {"dtype": ModelConfig.model_fields["dtype"].default, **start}
+        return {**data, "teachers": spelt | {name: {**spelt[name], "model": start} for name in own}}
 
     @property
     def routes(self) -> dict[str, str]:

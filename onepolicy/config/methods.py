@@ -111,6 +111,7 @@ class MergeConfig(FolderConfig):
     density  share of a task vector's entries that are kept (ties: the paper keeps 0.2; dare)
     t        from the first model (0) to the second (1) (slerp)
     sweep    instead of lambdas: numbers to try, each evaluated on `domains`; the best is kept
+    vocabulary  for embeddings padded to unlike sizes beyond one tokenizer: pad to the largest, or trim to the smallest
     """
 
     recipe: Literal["merge"] = "merge"
@@ -122,6 +123,7 @@ class MergeConfig(FolderConfig):
     density: Annotated[float, Field(gt=0, le=1)] | None = None
     t: Annotated[float, Field(ge=0, le=1)] | None = None
     sweep: list[NonNegativeFloat] | None = Field(None, min_length=1)
+    vocabulary: Literal["pad", "trim"] | None = None
     shard_bytes: PositiveInt = Field(5_000_000_000, description="of one output file, unless one tensor is larger")
 
     @property
@@ -159,6 +161,11 @@ class MergeConfig(FolderConfig):
         for place, model in {"base": self.base, **{f"models.{n}": m for n, m in self.models.items()}}.items():
             if model.path is None:
                 raise ValueError(f"{place}: what is merged is a checkpoint: give its `path`, not `scratch`")
+        if self.base.dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"base.dtype is {self.base.dtype}: a merge is written in the dtype of its files, and base.dtype is the "
+                "one of its evaluation: use float32 or bfloat16"
+            )
         for setting in ("lambdas", "weights"):
             value = getattr(self, setting)
             if isinstance(value, dict) and value.keys() != self.models.keys():

@@ -89,7 +89,7 @@ class _Expansion:
             self._copy("origin", study.origin)
         for domain in study.domains:
             if domain in study.experts.given:
-                self._copy(f"experts.{domain}", study.experts.given[domain].model_dump(mode="json"))
+                self._copy(f"experts.{domain}", study.experts.given[domain].model_dump(mode="json", exclude_unset=True))
                 continue
             own = layered({"recipe": "rlvr", "model": "$origin"}, study.experts.train)
             own = layered({"domains": self._only(domain)}, own, study.experts.each.get(domain, {}))
@@ -126,7 +126,8 @@ class _Expansion:
         """A given checkpoint: read where it lies, and copied once to be evaluated."""
         model = {"path": model} if isinstance(model, str) else model
         self.known[key] = model
-        data = {"recipe": "merge", "base": model, "models": {"given": model}, "method": "average"}
+        stored = {name: value for name, value in model.items() if name != "dtype"}  # a teacher's is not a copy's
+        data = {"recipe": "merge", "base": stored, "models": {"given": stored}, "method": "average"}
         if self.names[key] not in self.runs:
             self._add(key, data, keep=model)
 

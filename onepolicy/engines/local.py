@@ -27,7 +27,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from onepolicy.engines.base import Sampling
-from onepolicy.engines.positions import PositionRule
+from onepolicy.engines.positions import PositionRule, context_length
 from onepolicy.engines.precision import compute_in
 from onepolicy.engines.sampling import draw, generator, uniforms
 from onepolicy.engines.text import Renderer, unread
@@ -85,9 +85,7 @@ class LocalEngine:
         self.batch_size, self.prefill_tokens, self.dtype = batch_size, prefill_tokens, dtype
         self.vocabulary = vocabulary_size(renderer.tokenizer)
         self.positions = PositionRule(model.config)
-        config = model.config.get_text_config(decoder=True)
-        declared = getattr(config, "max_position_embeddings", None) or 0
-        self.context: int = declared if declared > 0 else 2**31  # none, or XLNet's -1: no bound
+        self.context = context_length(model.config)
         # Recurrent and other layers cannot be padded or joined here: their batches are of one prompt length.
         layers = DynamicCache(config=model.config).layers
         self.joins = all(type(layer).__name__ in PLAIN_LAYERS for layer in layers)

@@ -48,6 +48,12 @@ class PositionRule:
         return min(ahead, default=None)
 
 
+def context_length(config: PretrainedConfig) -> int:
+    """The tokens of the longest row that a model reads; very many where its configuration says none."""
+    declared = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 0
+    return declared if declared > 0 else 2**31  # XLNet's is -1
+
+
 def _rope_parameters(config: Any) -> Iterator[Mapping[str, Any]]:
     """One mapping, or one for each kind of layer (Gemma 3: sliding and full attention)."""
     parameters = getattr(config, "rope_parameters", None) or {}

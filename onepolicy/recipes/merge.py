@@ -19,7 +19,8 @@ from typing import Any
 from onepolicy.config import MergeConfig
 from onepolicy.evaluation import Evaluation
 from onepolicy.exam import Exam
-from onepolicy.mergefiles import Inputs
+from onepolicy.mergefiles import merge_files
+from onepolicy.mergeinputs import Inputs
 from onepolicy.progress import progress
 from onepolicy.runfolder import RunFolder, write_atomic
 
@@ -37,7 +38,7 @@ def merge(config: MergeConfig) -> None:
         if config.sweep:
             assert exam is not None, "checked in MergeConfig"
             config = with_lambda(config, best_of_sweep(config, inputs, exam, folder.path))
-        inputs.merge(config, folder.model)
+        merge_files(inputs, config, folder.model)
         if exam is not None:
             means = evaluated(config, exam, folder.model, folder.path / "eval" / "final.json").means()
         folder.finish(
@@ -58,7 +59,7 @@ def best_of_sweep(config: MergeConfig, inputs: Inputs, exam: Exam, path: Path) -
     results = was["results"] if head.items() <= was.items() else []
     with progress(f"{path.name}: sweep", len(config.sweep or ()), len(results)) as show:
         for value in (config.sweep or ())[len(results) :]:
-            inputs.merge(with_lambda(config, value), scratch)
+            merge_files(inputs, with_lambda(config, value), scratch)
             result = evaluated(config, exam, scratch, path / "eval" / f"lambda-{value:g}.json")
             means = result.means()
             results.append({"lambda": value, "means": means, "mean": sum(means.values()) / len(means)})
