@@ -17,7 +17,7 @@ from onepolicy.exam import Exam
 from onepolicy.forecast import Rehearsed
 from onepolicy.gradients import GradientReport
 from onepolicy.mergefiles import Inputs
-from onepolicy.models import load_model
+from onepolicy.models import load_model, pick_device
 from onepolicy.preflight import check_identity
 from onepolicy.progress import hush_transformers
 from onepolicy.rehearsal import Rehearsal, rehearse
@@ -79,6 +79,7 @@ def check_run(config: AnyRun, gradients: bool) -> bool:
             "--gradients compares what reinforcement or distillation on one domain and on another would change, and "
             f"recipe {config.recipe} does neither: leave it out"
         )
+    pick_device(config.device)
     if not check_domains(config, 50):
         return False
     hush_transformers()

@@ -11,7 +11,6 @@ Left out: quantised weights, and LoRA adapters that have not been merged into th
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from onepolicy import merging
 from onepolicy.config import MergeConfig, ModelConfig
+from onepolicy.files import require_space, whole
 from onepolicy.models import differing_tokens, load_tokenizer
 from onepolicy.runfolder import sha256
 from onepolicy.teachers import checkpoint_folder, weight_files
@@ -116,17 +116,20 @@ class Inputs:
         return {checkpoint.name: checkpoint.hashes for checkpoint in self.all}
 
     def merge(self, config: MergeConfig, target: Path) -> None:
-        """Write the merged model; what was under that name is replaced when it is whole."""
-        scratch = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        for path in self.base.beside():
-            shutil.copy2(path, scratch)
-        self._write_weights(config, scratch)
-        (scratch / "README.md").write_text(_card(config))
-        (scratch / MANIFEST).write_text(json.dumps(self._manifest(config, scratch), indent=1))
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
+        """Write the merged model; what was under that name is replaced when it is whole.
+
+        Raises OSError (ENOSPC) when it does not fit on the disk, before anything is written.
+        """
+        size = sum(stored.stop - stored.start for stored in self.base.tensors.values())
+        require_space(target, size, f"the merged model {target}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole(target) as scratch:
+            scratch.mkdir()
+            for path in self.base.beside():
+                shutil.copy2(path, scratch)
+            self._write_weights(config, scratch)
+            (scratch / "README.md").write_text(_card(config), encoding="utf-8")
+            (scratch / MANIFEST).write_text(json.dumps(self._manifest(config, scratch), indent=1))
 
     def _write_weights(self, config: MergeConfig, folder: Path) -> None:
         shards = _shards(self.base.tensors, config.shard_bytes)
@@ -137,8 +140,6 @@ class Inputs:
                 file.write(_header_bytes({tensor: self.base.tensors[tensor] for tensor in shard}))
                 for tensor in shard:
                     _write(file, self._merged(config, tensor))
-                file.flush()
-                os.fsync(file.fileno())
         if len(shards) > 1:
             size = sum(stored.stop - stored.start for stored in self.base.tensors.values())
             weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}

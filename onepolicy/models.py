@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,16 +13,23 @@ from onepolicy.config import ModelConfig
 from onepolicy.engines.forward import check_head
 from onepolicy.engines.precision import DTYPES, choose_attention
 from onepolicy.engines.vocabulary import check_vocabulary
+from onepolicy.files import whole
 from onepolicy.tiny import from_scratch
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes the first GPU, else the CPU. Raises ValueError for a device that is not there."""
+    """`auto` takes the first GPU, else the CPU. Raises ValueError for a device that is not there, or not supported."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # not a device of torch's at all
+        raise ValueError(f"device {name!r} is no device: use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} asked for, but torch sees no GPU: use device: auto or cpu")
+        build = "" if torch.version.cuda or torch.version.hip else f" (torch {torch.__version__} is built without CUDA)"
+        raise ValueError(f"device {name!r} asked for, but torch sees no GPU{build}: use device: auto or cpu")
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device {name!r} asked for, but torch sees {count} GPU(s): use cuda:0 to cuda:{count - 1}")
     return device
@@ -81,18 +86,16 @@ def _mend(model: PreTrainedModel) -> None:
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str = "") -> None:
     """Write beside the target, then rename: a folder under the final name is always whole."""
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
+    card = card or "---\nlibrary_name: transformers\n---\nTrained with onepolicy.\n"
     dtype = model.config.dtype or torch.float32
-    try:
-        model.save_pretrained(scratch, state_dict=_cast(model.state_dict(), dtype))
-    finally:
-        model.config.dtype = dtype  # save_pretrained puts there what the weights are in memory
-    model.config.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    (scratch / "README.md").write_text(card or "---\nlibrary_name: transformers\n---\nTrained with onepolicy.\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    with whole(folder) as scratch:
+        try:
+            model.save_pretrained(scratch, state_dict=_cast(model.state_dict(), dtype))
+        finally:
+            model.config.dtype = dtype  # save_pretrained puts there what the weights are in memory
+        model.config.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        (scratch / "README.md").write_text(card, encoding="utf-8")
 
 
 def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

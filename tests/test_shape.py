@@ -21,7 +21,7 @@ MAX_LINES, MAX_FUNCTION, MAX_FIELDS = 400, 60, 12
 # From the bottom up. A module imports from lower layers only, and a folder also from itself. What shares a layer does
 # not know of each other.
 LAYERS: list[set[str]] = [
-    {"types", "thought"},
+    {"types", "thought", "files"},
     {"config", "progress", "merging", "sandbox", "rewards"},
     {"tasks", "objectives", "tiny", "meter", "evaluation", "failures"},
     {"runfolder", "engines", "normalised"},
@@ -31,7 +31,7 @@ LAYERS: list[set[str]] = [
     {"session", "forecast", "gradients"},
     {"exam", "drift"},
     {"recipes", "report"},
-    {"rehearsal"},
+    {"rehearsal", "faults"},
     {"commands"},
     {"demo", "compare"},
     {"cli"},
