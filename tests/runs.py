@@ -118,5 +118,6 @@ def lines(file: Path) -> int:
 def _command_line(stderr: str, arguments: tuple[str, ...]) -> None:
     for stream, path in ((1, os.devnull), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
     sys.argv = ["onepolicy", *arguments]
     main()
