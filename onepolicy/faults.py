@@ -10,7 +10,12 @@ import re
 
 from onepolicy.files import FULL, NoSpace, chain, full_disk
 
-FREE_SOME = "free some space and run the same command again; a run goes on from its last checkpoint"
+AGAIN = "and run the same command again; a run goes on from its last checkpoint"
+MAKE_ROOM = {
+    errno.ENOSPC: f"free some space {AGAIN}",
+    errno.EDQUOT: f"free some space {AGAIN}",
+    errno.EFBIG: f"raise the limit (ulimit -f) {AGAIN}",
+}
 FIXES = {
     errno.ENOENT: "no such file or folder: {}",
     errno.EACCES: "no permission for {}: choose a place that you may write to, or change its permissions",
@@ -37,7 +42,7 @@ def user_fault(error: BaseException) -> str | None:
     if isinstance(error, NoSpace):
         return one_line(error.strerror)
     if (number := full_disk(error)) is not None:
-        return f"{FULL[number]}: {_where(error)}: {FREE_SOME}"
+        return f"{FULL[number]}: {_where(error)}: {MAKE_ROOM[number]}"
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("onepolicy"):
         return f"the package {error.name!r} is not installed: see Set-up in README.md"
     if isinstance(error, OSError):
@@ -52,7 +57,7 @@ def user_fault(error: BaseException) -> str | None:
         if isinstance(error, GradingError):
             return one_line(error)
         if any(TORCH_WRITER.search(str(one)) for one in chain(error)):
-            return f"writing a checkpoint failed ({one_line(error)}): is the disk full? {FREE_SOME}"
+            return f"writing a checkpoint failed ({one_line(error)}): is the disk full? {MAKE_ROOM[errno.ENOSPC]}"
     if type(error).__module__.startswith("safetensors"):
         return f"a safetensors file is damaged or incomplete ({one_line(error)}): copy the checkpoint again"
     return None

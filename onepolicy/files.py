@@ -18,7 +18,7 @@ from pathlib import Path
 FULL = {
     errno.ENOSPC: "no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would be larger than this process may write (ulimit -f)",
+    errno.EFBIG: "the file is larger than this process may write",
 }
 # Libraries in Rust and C++ keep the number in their message only:
 #   safetensors  SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
@@ -52,6 +52,7 @@ def whole(target: Path) -> Iterator[Path]:
         number = full_disk(error)
         if number is not None and not isinstance(error, OSError):
             raise OSError(number, FULL[number], str(target)) from error
+        _name(error, target)
         raise
 
 
@@ -69,8 +70,9 @@ def append_whole(path: Path, text: str, sync: bool = False) -> None:
                 written += file.write(data[written:])
             if sync:
                 os.fsync(file.fileno())
-        except BaseException:
+        except BaseException as error:
             file.truncate(start)
+            _name(error, path)
             raise
 
 
@@ -149,6 +151,12 @@ def existing(path: Path) -> Path:
 def folder_bytes(folder: Path) -> int:
     """The size of all files in a folder; 0 when there is none."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """Writing to an open file raises an error that does not say which."""
+    if isinstance(error, OSError) and error.filename is None and not isinstance(error, NoSpace):
+        error.filename = str(path)
 
 
 def _sync_all(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Prints what the tests in light.txt need: the project's and pytest's packages, without torch and what only lint needs."""
+"""Prints the packages that the tests in light.txt need: the project's without torch, and pytest's."""
 
 import tomllib
 from pathlib import Path

@@ -128,7 +128,7 @@ def test_nothing_half_written_stays_on_a_full_disk(tmp_path: Path) -> None:
         ):
             with pytest.raises(OSError) as caught:
                 attempt()
-            assert caught.value.errno == errno.ENOSPC
+            assert caught.value.errno == errno.ENOSPC and str(caught.value.filename) in map(str, disk.iterdir())
             assert {path.name: path.read_bytes() for path in disk.iterdir()} == before
         ballast.unlink()
         append_whole(disk / "rows.jsonl", '{"step": 2}\n')
