@@ -28,5 +28,5 @@ for version in "$@"; do
   echo "== Python $version ($("$python" -V)): make $target"
   if make --no-print-directory "$target" PYTHON="$python" VENV=".venv-$version"; then passed+=" $version"; else failed+=" $version"; fi
 done
-echo "make $target: passed under Python${passed:- none}; failed under${failed:- none}; no interpreter found for${missing:- none}"
+echo "== make $target: passed under Python${passed:- none}${failed:+; FAILED under$failed}${missing:+; not run, no interpreter found for$missing}"
 [ -z "$failed" ]
