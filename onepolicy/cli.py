@@ -31,7 +31,8 @@ RESUMES = "interrupted: the same command goes on from the last checkpoint"
 tasks_app = typer.Typer(help="Task sources: what can be asked and graded.", no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
 
-Config = Annotated[Path, typer.Argument(help="a run's YAML file, or an existing run folder")]
+# readable=False: a file that may not be read is refused as all others are, in one line
+Config = Annotated[Path, typer.Argument(help="a run's YAML file, or an existing run folder", readable=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="dotted overrides, such as optim.learning_rate=1e-5")]
 
 
@@ -106,7 +107,7 @@ def evaluate(
 
 @app.command()
 def compare(
-    study: Annotated[Path, typer.Argument(help="a study's YAML file")],
+    study: Annotated[Path, typer.Argument(help="a study's YAML file", readable=False)],
     overrides: Overrides = None,
 ) -> None:
     """Run the arms of a study on one origin, one budget and the same seeds; table and report. Resumes."""
