@@ -44,7 +44,7 @@ def user_fault(error: BaseException) -> str | None:
     if (number := full_disk(error)) is not None:
         return f"{FULL[number]}: {_where(error)}: {MAKE_ROOM[number]}"
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("onepolicy"):
-        return f"the package {error.name!r} is not installed: see Set-up in README.md"
+        return f"the package {error.name!r} is not installed here: make setup, or pip install -e ."
     if isinstance(error, OSError):
         if error.errno in FIXES and error.filename is not None:
             return FIXES[error.errno].format(error.filename)
