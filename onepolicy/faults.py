@@ -52,9 +52,10 @@ def user_fault(error: BaseException) -> str | None:
     if isinstance(error, ValueError):
         return str(error)
     if isinstance(error, RuntimeError):
-        from onepolicy.tasks.grading import GradingError  # late: it imports numpy
+        from onepolicy.sandbox import SandboxError  # late, for --help does without numpy and ctypes
+        from onepolicy.tasks.grading import GradingError
 
-        if isinstance(error, GradingError):
+        if isinstance(error, (GradingError, SandboxError)):
             return one_line(error)
         if any(TORCH_WRITER.search(str(one)) for one in chain(error)):
             return f"writing a checkpoint failed ({one_line(error)}): is the disk full? {MAKE_ROOM[errno.ENOSPC]}"

@@ -21,6 +21,7 @@ from onepolicy.config import RECIPES, ConfigError, load_run
 from onepolicy.faults import memory_hint, user_fault
 from onepolicy.files import NoSpace
 from onepolicy.runfolder import is_finished
+from onepolicy.sandbox import SandboxError
 from onepolicy.tasks.grading import GradingError
 from tests.disks import mounted
 
@@ -265,6 +266,7 @@ FAULTS: list[tuple[Exception, str]] = [
     (OSError(errno.EMFILE, "Too many open files", "/a"), "too many open files (/a): raise the limit with ulimit -n"),
     (OSError("We couldn't connect\nto the hub\n\nto load x"), "We couldn't connect to the hub to load x"),
     (ModuleNotFoundError("No module named 'torch'", name="torch"), "the package 'torch' is not installed"),
+    (SandboxError("no sandbox works here: bubblewrap: not installed"), "no sandbox works here: bubblewrap"),
     (GradingError("the grading process did not start:\nboom"), "the grading process did not start: boom"),
 ]
 
