@@ -5,6 +5,7 @@ Answers --help and configuration errors without importing torch. Everything heav
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from collections.abc import Iterator
@@ -187,6 +188,9 @@ def main() -> None:
 
     Anything else is our bug and keeps its traceback; so does memory that ran out, with what to change below it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not have all characters of a prompt
     try:
         app()
     except Exception as error:

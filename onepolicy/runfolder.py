@@ -75,7 +75,8 @@ class RunFolder:
         at_once = min(written, self.config.checkpoint.keep + 1)  # the next one is written before the oldest goes
         there = folder_bytes(self.path / "checkpoints") + folder_bytes(self.model)
         needed = at_once * checkpoint_bytes + model_bytes
-        what = f"{self.path}: {at_once} checkpoint(s) of {checkpoint_bytes:,} bytes and the model of {model_bytes:,}"
+        checkpoints = f"{at_once} checkpoint{'s' * (at_once > 1)} at one time, {checkpoint_bytes:,} bytes each"
+        what = f"the run in {self.path} ({checkpoints}, and a model of {model_bytes:,} bytes)"
         require_space(self.path, needed, what, reusable=there)
 
     def rewind(self, step: int) -> None:

@@ -6,6 +6,7 @@ No torch: what needs a model, a GPU or a checkpoint is in test_cli.py and test_r
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -160,13 +161,13 @@ def test_a_file_is_read_as_utf8_in_every_locale(tmp_path: Path) -> None:
         "LC_ALL": "C",
         "PYTHONUTF8": "0",
         "PYTHONCOERCECLOCALE": "0",
-        "PYTHONIOENCODING": "utf-8",
+        "PYTHONIOENCODING": "ascii",
     }
     script = "from onepolicy.cli import main; main()"
     command = [sys.executable, "-c", script, "run", str(file)]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, encoding="utf-8")
     assert (answer.returncode, answer.stdout) == (2, "")
-    assert answer.stderr.startswith("error: título: unknown key")
+    assert answer.stderr.startswith(r"error: t\xedtulo: unknown key")
 
 
 # -- graders and sources of the user's own -----------------------------------------------------------------------------
@@ -316,3 +317,12 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "app", app)
     with pytest.raises(KeyError, match="a bug"):
         cli.main()
+
+
+def test_characters_that_a_terminal_does_not_have_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(cli, "app", lambda: print("título → 数"))
+    cli.main()
+    out.flush()
+    assert out.buffer.getvalue() == b"t\xed" + rb"tulo \u2192 \u6570" + b"\n"
