@@ -5,7 +5,9 @@ Answers --help and configuration errors without importing torch. Everything heav
 
 from __future__ import annotations
 
+import io
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ import typer
 
 from onepolicy.config import AnyRun, load_run, load_study
 from onepolicy.config.plan import plan
+from onepolicy.faults import memory_hint, user_fault
+from onepolicy.files import require_writable
 from onepolicy.runfolder import check_folder, check_folders
 
 # Tracebacks are for us: plain, so that they can be searched and pasted.
@@ -24,10 +28,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+RESUMES = "interrupted: the same command goes on from the last checkpoint"
 tasks_app = typer.Typer(help="Task sources: what can be asked and graded.", no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
 
-Config = Annotated[Path, typer.Argument(help="a run's YAML file, or an existing run folder")]
+# readable=False: a file that may not be read is refused as all others are, in one line
+Config = Annotated[Path, typer.Argument(help="a run's YAML file, or an existing run folder", readable=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="dotted overrides, such as optim.learning_rate=1e-5")]
 
 
@@ -37,10 +43,13 @@ def demo(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """From nothing to one policy on this machine's CPU: origin, three experts, student, table and report."""
-    with _resumable():
+    require_writable(output)
+    with _interruptible(RESUMES):
         from onepolicy.demo import demo as run_demo
 
-        run_demo(output, seed)
+        complete = run_demo(output, seed)
+    if not complete:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -48,7 +57,8 @@ def run(config: Config, overrides: Overrides = None) -> None:
     """Run what a file describes, or resume it where it was stopped."""
     loaded = _load(config, overrides)
     check_folder(loaded)
-    with _resumable():
+    require_writable(loaded.output)
+    with _interruptible(RESUMES):
         from onepolicy.commands import run_and_report
 
         run_and_report(loaded)
@@ -66,9 +76,12 @@ def check(
     """
     loaded = _load(config, overrides)
     check_folder(loaded)
-    from onepolicy.commands import check_run
+    require_writable(loaded.output)
+    with _interruptible():
+        from onepolicy.commands import check_run
 
-    if not check_run(loaded, gradients):
+        fine = check_run(loaded, gradients)
+    if not fine:
         raise typer.Exit(1)
 
 
@@ -83,14 +96,19 @@ def evaluate(
 ) -> None:
     """avg@n of a checkpoint on the held-out tasks of a run's domains, with intervals."""
     loaded = _load(config, overrides)
-    from onepolicy.commands import evaluate_checkpoint
+    if output is not None:
+        require_writable(output.parent)
+        if output.is_dir():
+            raise ValueError(f"--output {output} is a folder: name a JSON file in it")
+    with _interruptible():
+        from onepolicy.commands import evaluate_checkpoint
 
-    evaluate_checkpoint(loaded, model, n or (1 if greedy else 8), 0.0 if greedy else 1.0, output)
+        evaluate_checkpoint(loaded, model, n or (1 if greedy else 8), 0.0 if greedy else 1.0, output)
 
 
 @app.command()
 def compare(
-    study: Annotated[Path, typer.Argument(help="a study's YAML file")],
+    study: Annotated[Path, typer.Argument(help="a study's YAML file", readable=False)],
     overrides: Overrides = None,
 ) -> None:
     """Run the arms of a study on one origin, one budget and the same seeds; table and report. Resumes."""
@@ -101,7 +119,8 @@ def compare(
     for run in runs:
         check_options(run.config.domains)
     check_folders([run.config for run in runs])
-    with _resumable():
+    require_writable(loaded.output)
+    with _interruptible(RESUMES):
         from onepolicy.compare import compare as run_study
 
         complete = run_study(loaded, runs)
@@ -112,9 +131,12 @@ def compare(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="the folder of a run, of the demo or of a study")]) -> None:
     """Write report.md and a self-contained report.html."""
-    from onepolicy.commands import show_report
+    if folder.is_dir():
+        require_writable(folder)
+    with _interruptible():
+        from onepolicy.commands import show_report
 
-    show_report(folder)
+        show_report(folder)
 
 
 @tasks_app.command("list")
@@ -134,9 +156,11 @@ def check_tasks(
 ) -> None:
     """Grade every domain's own gold answers: each must score 1.0. Warns of tiny or lopsided question spaces."""
     loaded = _load(config, overrides)
-    from onepolicy.commands import check_domains
+    with _interruptible():
+        from onepolicy.commands import check_domains
 
-    if not check_domains(loaded, n):
+        fine = check_domains(loaded, n)
+    if not fine:
         raise typer.Exit(1)
 
 
@@ -150,19 +174,31 @@ def _load(config: Path, overrides: list[str] | None) -> AnyRun:
 
 
 @contextmanager
-def _resumable() -> Iterator[None]:
-    """Ctrl-C ends with a hint instead of a traceback."""
+def _interruptible(hint: str = "interrupted") -> Iterator[None]:
+    """Ctrl-C ends with a line instead of a traceback, and exit code 130."""
     try:
         yield
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"\n{hint}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
 def main() -> None:
-    """Bad input ends with its message alone (exit code 2); anything else is our bug and keeps its traceback."""
+    """The boundary: an error that the user can act on ends with its message alone and exit code 2 (see faults.py).
+
+    Anything else is our bug and keeps its traceback; so does memory that ran out, with what to change below it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not have all characters of a prompt
     try:
         app()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        if (fault := user_fault(error)) is not None:
+            print(f"error: {fault}", file=sys.stderr)
+            sys.exit(2)
+        if (hint := memory_hint(error)) is not None:
+            traceback.print_exc()
+            print(f"error: {hint}", file=sys.stderr)
+            sys.exit(1)
+        raise

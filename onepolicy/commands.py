@@ -18,7 +18,7 @@ from onepolicy.exam import Exam
 from onepolicy.forecast import Rehearsed
 from onepolicy.gradients import GradientReport
 from onepolicy.mergeinputs import Inputs
-from onepolicy.models import load_model
+from onepolicy.models import load_model, pick_device
 from onepolicy.preflight import check_experts
 from onepolicy.progress import hush_transformers
 from onepolicy.rehearsal import Rehearsal, rehearse
@@ -81,6 +81,7 @@ def check_run(config: AnyRun, gradients: bool) -> bool:
             "--gradients compares what reinforcement or distillation on one domain and on another would change, and "
             f"recipe {config.recipe} does neither: leave it out"
         )
+    pick_device(config.device)
     hush_transformers()
     if isinstance(config, MergeConfig):
         inputs = Inputs(config)

@@ -108,14 +108,16 @@ WHY = {
 }
 
 
-def demo(folder: Path, seed: int) -> None:
-    """Run (or resume) all stages, then print the table and the report's path. Raises RuntimeError if a run fails."""
+def demo(folder: Path, seed: int) -> bool:
+    """Run (or resume) all stages, then print the table and the report's path. False when a run failed, with why."""
     began = time.monotonic()
     for stage, runs in stages(folder, seed).items():
         console.print(WHY[stage].format(domains=", ".join(DOMAINS)), highlight=False)
         jobs = [Job(Path(run["output"]).name, parse_run(run)) for run in runs]
-        for name, why in run_jobs(jobs, PARALLEL, console).items():
-            raise RuntimeError(f"{name} failed: {why}")
+        if failed := run_jobs(jobs, PARALLEL, console):
+            for name, why in failed.items():
+                console.print(f"failed  {name}: {why}", highlight=False, soft_wrap=True)
+            return False
     pipeline = {
         "title": "Three experts in, one policy out",
         "domains": list(DOMAINS),
@@ -127,3 +129,4 @@ def demo(folder: Path, seed: int) -> None:
     show_report(folder)
     console.print(f"student {folder / 'student' / 'model'}  (AutoModelForCausalLM.from_pretrained loads it)")
     console.print(f"done in {time.monotonic() - began:.0f} s", highlight=False)
+    return True

@@ -11,19 +11,18 @@ Left out: quantised weights, and LoRA adapters that have not been merged into th
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from onepolicy import merging
 from onepolicy.config import MergeConfig
+from onepolicy.files import require_space, whole
 from onepolicy.mergeinputs import MANIFEST, Inputs, merged_config
 from onepolicy.runfolder import sha256
 
@@ -31,26 +30,22 @@ from onepolicy.runfolder import sha256
 def merge_files(inputs: Inputs, config: MergeConfig, target: Path) -> None:
     """Write the merged model; what was under that name is replaced when it is whole.
 
-    Raises ValueError, before anything is written, for weights that are not finite; OSError, and nothing is left, when
-    the disk has no room.
+    Raises ValueError for weights that are not finite and OSError (ENOSPC) for a disk without room, both before
+    anything is written.
     """
     config_json = merged_config(inputs.base, inputs.rows)
     inputs.check_finite()
-    scratch = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    for path in inputs.base.beside():
-        shutil.copy2(path, scratch)
-    (scratch / "config.json").write_text(config_json)
-    try:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in inputs.layout.values())
+    require_space(target, size, f"the merged model {target}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole(target) as scratch:
+        scratch.mkdir()
+        for path in inputs.base.beside():
+            shutil.copy2(path, scratch)
+        (scratch / "config.json").write_text(config_json, encoding="utf-8")
         _write_weights(inputs, config, scratch)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(scratch)
-        raise OSError(f"the merged model could not be written to {scratch}: {error}") from error
-    (scratch / "README.md").write_text(_card(config))
-    (scratch / MANIFEST).write_text(json.dumps(_manifest(inputs, config, scratch), indent=1))
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
+        (scratch / "README.md").write_text(_card(config), encoding="utf-8")
+        (scratch / MANIFEST).write_text(json.dumps(_manifest(inputs, config, scratch), indent=1))
 
 
 def merged_state(config: MergeConfig, base: merging.State, models: Sequence[merging.State]) -> dict[str, Tensor]:
@@ -85,16 +80,12 @@ def parameters(config: MergeConfig) -> dict[str, Any]:
 def _write_weights(inputs: Inputs, config: MergeConfig, folder: Path) -> None:
     layout = inputs.layout
     size = sum(tensor.numel() * tensor.element_size() for tensor in layout.values())
-    if (free := shutil.disk_usage(folder).free) < size:
-        raise OSError(f"{size / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
     plan = split_torch_state_dict_into_shards(
         layout, filename_pattern="model{suffix}.safetensors", max_shard_size=config.shard_bytes
     )
     for file, names in plan.filename_to_tensors.items():
         merged = {name: _merged(inputs, config, name) for name in names}
         save_file(merged, folder / file, metadata={"format": "pt"})
-        with (folder / file).open("rb") as written:
-            os.fsync(written.fileno())
     if plan.is_sharded:
         index = {"metadata": {"total_size": size}, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from onepolicy.config import ModelConfig
 from onepolicy.engines.forward import check_head
 from onepolicy.engines.precision import DTYPES, choose_attention
 from onepolicy.engines.vocabulary import check_vocabulary
+from onepolicy.files import whole
 from onepolicy.merging import is_finite
 from onepolicy.tiny import character_tokenizer, from_scratch
 from onepolicy.weightcache import first_nonfinite
@@ -44,12 +44,18 @@ NOT_TAKEN_OVER = ("adapter_config.json", "merge.json", "trainer_state.json")  # 
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes the first GPU, else the CPU. Raises ValueError for a device that is not there."""
+    """`auto` takes the first GPU, else the CPU. Raises ValueError for a device that is not there, or not supported."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # not a device of torch's at all
+        raise ValueError(f"device {name!r} is no device: use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} asked for, but torch sees no GPU: use device: auto or cpu")
+        build = "" if torch.version.cuda or torch.version.hip else f" (torch {torch.__version__} is built without CUDA)"
+        raise ValueError(f"device {name!r} asked for, but torch sees no GPU{build}: use device: auto or cpu")
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device {name!r} asked for, but torch sees {count} GPU(s): use cuda:0 to cuda:{count - 1}")
     return device
@@ -143,24 +149,22 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     Generation config, tokenizer and chat templates are saved as they were loaded; what else lay beside the weights
     (the tokenizer in the format of another library, say) is copied. The card replaces the README.
     """
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
+    card = card or "---\nlibrary_name: transformers\n---\nTrained with onepolicy.\n"
     dtype, generation_config = model.config.dtype or torch.float32, model.generation_config
-    try:
-        # transformers refuses, at the last step, what many published models have: a temperature without do_sample.
-        # To say do_sample would make a model sample that decoded greedily, so it is written as it was loaded.
-        model.generation_config = GenerationConfig()
-        model.save_pretrained(scratch, state_dict=_cast(model.state_dict(), dtype))
-    finally:
-        model.config.dtype = dtype  # save_pretrained puts there what the weights are in memory
-        model.generation_config = generation_config
-    generation_config.to_json_file(scratch / "generation_config.json")
-    model.config.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    _take_over(Path(model.name_or_path), scratch)
-    (scratch / "README.md").write_text(card or "---\nlibrary_name: transformers\n---\nTrained with onepolicy.\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    with whole(folder) as scratch:
+        try:
+            # transformers refuses, at the last step, what many published models have: a temperature without do_sample.
+            # To say do_sample would make a model sample that decoded greedily, so it is written as it was loaded.
+            model.generation_config = GenerationConfig()
+            model.save_pretrained(scratch, state_dict=_cast(model.state_dict(), dtype))
+        finally:
+            model.config.dtype = dtype  # save_pretrained puts there what the weights are in memory
+            model.generation_config = generation_config
+        generation_config.to_json_file(scratch / "generation_config.json")
+        model.config.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        _take_over(Path(model.name_or_path), scratch)
+        (scratch / "README.md").write_text(card, encoding="utf-8")
 
 
 def _take_over(origin: Path, folder: Path) -> None:

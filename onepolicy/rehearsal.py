@@ -51,7 +51,7 @@ def rehearse(config: Rehearsed, gradients: bool) -> Rehearsal:
         )
     with tempfile.TemporaryDirectory() as scratch:
         aside = config.model_copy(update={"output": Path(scratch) / "check"})
-        with Session(aside, aside.loss) as session:
+        with Session(aside, aside.loss, saves=False) as session:
             samples = probe(session, aside.check.samples, aside.rollout.n)
             teachers, reports = None, list[TeacherReport]()
             if isinstance(aside, MopdConfig):

@@ -30,12 +30,14 @@ import yaml
 
 from onepolicy.config import ConfigError, MergeConfig, RunConfig
 from onepolicy.config.file import load_run
+from onepolicy.files import append_whole, folder_bytes, remove, require_space, require_writable, whole
 
 MAY_CHANGE = ("output", "device", "threads", "checkpoint", "eval", "steps", "too_long")  # on resuming a run
 PACKAGES = ("onepolicy", "torch", "transformers", "tokenizers", "numpy", "reasoning-gym")
 MANIFEST = "MANIFEST.json"
 BEGUN = ("metrics.jsonl", "checkpoints", "rollouts", "sweep.json", "model")  # where there is one, work has been done
 CHECKED = "check.json"  # what `onepolicy check` found, before or after
+ARCHIVE_ENTRY = 1024  # bytes of a checkpoint's archive for each entry beside its numbers: a generous estimate
 FIRST = (".lock", ".config.yaml.tmp", CHECKED)  # all that a run holds that was killed as it opened its folder
 
 
@@ -52,46 +54,63 @@ class RunFolder:
         self.path, self.config = Path(config.output), config
         self.model = self.path / "model"
         check_folder(config)
+        require_writable(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._claim()
+        self._remove_leftovers()  # first: they may be what fills the disk
         write_atomic(self.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         if not _has_begun(self.path):
             write_atomic(self.path / "run.json", json.dumps(_circumstances(config), indent=1))
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        with (self.path / name).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_whole(self.path / name, json.dumps(row) + "\n")
+
+    def require_room(self, checkpoint_bytes: int, model_bytes: int) -> None:
+        """Check that all checkpoints that are kept at one time, and the result, fit on the disk.
+
+        Raises NoSpace with needed and free bytes. Careful: a run in another process may fill the disk later.
+        """
+        assert isinstance(self.config, RunConfig), "a run that does not train has no checkpoints"
+        written = -(-self.config.steps // self.config.checkpoint.every)
+        at_once = min(written, self.config.checkpoint.keep + 1)  # the next one is written before the oldest goes
+        there = folder_bytes(self.path / "checkpoints") + folder_bytes(self.model)
+        needed = at_once * checkpoint_bytes + model_bytes
+        checkpoints = f"{at_once} checkpoint{'s' * (at_once > 1)} at one time, {checkpoint_bytes:,} bytes each"
+        what = f"the run in {self.path} ({checkpoints}, and a model of {model_bytes:,} bytes)"
+        require_space(self.path, needed, what, reusable=there)
 
     def rewind(self, step: int) -> None:
         """Forget what is newer than `step`: rows, checkpoints (torn, else they had been used), half-written files."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.path / name
             if path.is_file():
-                kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-                write_atomic(path, "".join(line + "\n" for line in kept))
+                text = path.read_text(encoding="utf-8")
+                kept = "".join(line + "\n" for line in text.splitlines() if _step_of(line) <= step)
+                if kept != text:
+                    write_atomic(path, kept)
         for folder in self._checkpoints():
             if _step_in(folder) > step:
                 shutil.rmtree(folder)
-        for leftover in self.path.glob("**/.*.tmp"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        self._remove_leftovers()
 
     def save_checkpoint(self, step: int, learner: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """`learner`: what torch saves. `facts`: JSON. Keeps the newest `checkpoint.keep`."""
+        """`learner`: what torch saves. `facts`: JSON. Keeps the newest `checkpoint.keep`.
+
+        Raises OSError (ENOSPC) when the disk is full, before anything is written where that can be foreseen. Earlier
+        checkpoints stay as they are, so that the run can be resumed once there is space.
+        """
         import torch
 
-        folder = self.path / "checkpoints" / f"step-{step:06d}"
-        scratch = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        torch.save(learner, scratch / "learner.pt")
-        (scratch / "facts.json").write_text(json.dumps(facts))
-        hashes = {path.name: sha256(path) for path in sorted(scratch.iterdir())}
-        (scratch / MANIFEST).write_text(json.dumps(hashes))
-        for path in scratch.iterdir():
-            _sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-        _sync(folder.parent)
+        folder, text = self.path / "checkpoints" / f"step-{step:06d}", json.dumps(facts)
+        require_space(folder, tensor_bytes(learner) + len(text), f"the checkpoint of step {step}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with whole(folder) as scratch:
+            scratch.mkdir()
+            with (scratch / "learner.pt").open("wb") as file:  # given a path, torch.save hides why writing failed
+                torch.save(learner, file)
+            (scratch / "facts.json").write_text(text)
+            hashes = {path.name: sha256(path) for path in sorted(scratch.iterdir())}
+            (scratch / MANIFEST).write_text(json.dumps(hashes))
         keep = self.config.checkpoint.keep if isinstance(self.config, RunConfig) else 1
         for old in self._checkpoints()[keep:]:
             shutil.rmtree(old)
@@ -113,6 +132,11 @@ class RunFolder:
 
     def close(self) -> None:
         self._lock.close()
+
+    def _remove_leftovers(self) -> None:
+        """What a kill has left half-written, see `files.whole`."""
+        for leftover in list(self.path.glob("**/.*.tmp")):
+            remove(leftover)
 
     def _checkpoints(self) -> list[Path]:
         """Newest first."""
@@ -167,7 +191,12 @@ def is_finished(config: Run) -> bool:
     """Whether this very run is done: `steps` may have been raised since, and then it is not."""
     check_folder(config)
     done = Path(config.output) / "done.json"
-    return done.is_file() and json.loads(done.read_text())["steps"] >= config.steps
+    if not done.is_file():
+        return False
+    try:
+        return bool(json.loads(done.read_text())["steps"] >= config.steps)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{done} is damaged ({error}): remove it, and the same command ends the run again") from None
 
 
 def in_use(path: Path) -> bool:
@@ -199,15 +228,14 @@ def _step_in(checkpoint: Path) -> int:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text)
-    _sync(scratch)
-    scratch.rename(path)
+    """The file holds all of `text` (UTF-8), or what it held before."""
+    with whole(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; a torn last line is left out."""
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
 
 
@@ -233,12 +261,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
-
-
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     was, now = dict(_dotted(old)), dict(_dotted(new))
     if was["recipe"] != now["recipe"]:  # then most keys differ, and none of them matters
@@ -257,17 +279,51 @@ def _dotted(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
+def tensor_bytes(state: Any) -> int:
+    """What torch.save writes for nested dicts and lists of tensors: each storage once, and the archive around them."""
+    import torch
+
+    storages: dict[int, int] = {}
+    entries, waiting = 0, [state]
+    while waiting:
+        value = waiting.pop()
+        entries += 1
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+    return sum(storages.values()) + ARCHIVE_ENTRY * entries
+
+
 def _circumstances(config: Run) -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seed": config.seed,
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "torch_build": _torch_build(),
         "machine": {"system": platform.platform(), "cores": os.cpu_count()},
     }
 
 
 def _version(name: str) -> str:
+    """Torch is asked itself: a package's metadata may leave out the build (2.13.0 for what is 2.13.0+cu130)."""
     try:
+        if name == "torch":
+            import torch
+
+            return str(torch.__version__)
         return version(name)
-    except PackageNotFoundError:
+    except (ImportError, PackageNotFoundError):
         return "not installed"
+
+
+def _torch_build() -> dict[str, str | None]:
+    """For which GPUs torch was built, and from which commit; a build of one's own may share its version with others."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    return {"cuda": torch.version.cuda, "rocm": torch.version.hip, "commit": torch.version.git_version}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -30,7 +30,7 @@ from onepolicy.preflight import check_experts
 from onepolicy.progress import hush_transformers, progress
 from onepolicy.rewards import graded_rewards
 from onepolicy.rollout import play_on, rollout, submit
-from onepolicy.runfolder import RunFolder, write_atomic
+from onepolicy.runfolder import RunFolder, tensor_bytes, write_atomic
 from onepolicy.tasks import check_options
 from onepolicy.tasks.check import require_golds
 from onepolicy.tasks.grading import Grader
@@ -57,10 +57,18 @@ class Stateful(Protocol):
 class Session:
     """Opens in labelled paragraphs, always in the same order; bad input is refused before the model is loaded."""
 
-    def __init__(self, config: RunConfig, loss: LossConfig, branches: Sequence[str] = ("policy",)) -> None:
+    def __init__(
+        self, config: RunConfig, loss: LossConfig, branches: Sequence[str] = ("policy",), *, saves: bool = True
+    ) -> None:
+        """`saves`: checkpoints and a model will be written, so that there must be room for them on the disk.
+
+        Raises ValueError on bad input, OSError (ENOSPC) when the disk has no room.
+        """
         self.config = config
         with ExitStack() as stack:
             self._open(loss, branches, stack)
+            if saves:
+                self.folder.require_room(*bytes_on_disk(self.policies.values()))
             self._stack = stack.pop_all()  # opened: from here on __exit__ closes
 
     def _open(self, loss: LossConfig, branches: Sequence[str], stack: ExitStack) -> None:
@@ -307,6 +315,18 @@ def evaluated(
     for remark in result.remarks():
         print(f"warning: evaluation {label}: {remark}", file=sys.stderr)
     return result
+
+
+def bytes_on_disk(policies: Iterable[Policy]) -> tuple[int, int]:
+    """Estimated from the weights: the bytes of one checkpoint of all policies, and of their saved models."""
+    checkpoint = models = 0
+    for policy in policies:
+        moments = 2 * sum(p.numel() * p.element_size() for p in policy.learner.parameters)  # AdamW's, from step 1 on
+        checkpoint += tensor_bytes(policy.state()) + moments
+        model = policy.learner.model
+        dtype = model.config.dtype or torch.float32
+        models += tensor_bytes(model.state_dict()) * dtype.itemsize // torch.float32.itemsize
+    return checkpoint, models
 
 
 def stream(purpose: str, *numbers: int) -> int:

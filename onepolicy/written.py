@@ -13,7 +13,6 @@ Beside them, NAME.seconds has a line per batch: how long it took. Apart, since t
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onepolicy.evaluation import prompt_text, transcript
+from onepolicy.files import append_whole
 from onepolicy.rewards import is_correct
 from onepolicy.runfolder import write_atomic
 from onepolicy.types import Array, Sample, Task, Weights
@@ -62,16 +62,12 @@ class RolloutFile:
         return -(-len(self.rows) // (self.batch * self.n))
 
     def append(self, samples: Sequence[Sample]) -> None:
-        """One batch, all of it or nothing."""
+        """One batch, all of it or nothing, also when the disk is full."""
         rows = [to_row(sample) for sample in samples]
-        with self.path.open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
+        append_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows), sync=True)
         self.rows += rows
         now = time.monotonic()
-        with self.path.with_suffix(SECONDS).open("a") as file:
-            file.write(f"{now - self._clock:.3f}\n")
+        append_whole(self.path.with_suffix(SECONDS), f"{now - self._clock:.3f}\n")
         self._clock = now
 
     def samples(self, keep: Literal["all", "correct"]) -> list[Sample]:

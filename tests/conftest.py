@@ -41,6 +41,9 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """On which levels of the sandbox its tests ran: a missing one is no failure, and must not go unnoticed."""
+    """On which levels of the sandbox and on which disks tests ran: a missing one is no failure, but must be noticed."""
     for isolator, found in LEVELS.items():
         terminalreporter.write_line(f"sandbox {isolator}: {found}")
+    reasons = {str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])}
+    for reason in sorted(reason for reason in reasons if "NOT TESTED on a file system" in reason):
+        terminalreporter.write_line(reason.removeprefix("Skipped: "))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -90,9 +91,9 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def forked(*arguments: str, stderr: str = os.devnull) -> Any:
-    """The command line in a process of its own, already started."""
-    process = FORKS.Process(target=_command_line, args=(stderr, arguments))
+def forked(*arguments: str, stderr: str = os.devnull, largest_file: int = resource.RLIM_INFINITY) -> Any:
+    """The command line in a process of its own, already started; it may write no file of more than so many bytes."""
+    process = FORKS.Process(target=_command_line, args=(stderr, largest_file, arguments))
     process.start()
     return process
 
@@ -115,8 +116,10 @@ def lines(file: Path) -> int:
     return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
-def _command_line(stderr: str, arguments: tuple[str, ...]) -> None:
+def _command_line(stderr: str, largest_file: int, arguments: tuple[str, ...]) -> None:
     for stream, path in ((1, os.devnull), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
     sys.argv = ["onepolicy", *arguments]
     main()

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
 import onepolicy
-from onepolicy import cli
+from onepolicy import cli, commands
 from tests.runs import DOMAINS, checkpoint, forked, settings, weights
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +117,27 @@ def test_a_model_or_a_teacher_that_is_not_there_is_refused_by_name(tmp_path: Pat
         code, _, err = command("run", file, override)
         assert code == 2
         assert err.startswith("error: ") and "nowhere" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("device", ["cuda:9", "cuda"])
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_built(
+    tmp_path: Path, command: Cli, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as on a machine without one, wherever this runs
+    file = write(tmp_path, "rlvr", device=device)
+    before = files(tmp_path)
+    for words in (["run"], ["check"], ["eval", "--model", str(tmp_path / "origin")]):
+        code, out, err = command(*words, file)
+        assert (code, out) == (2, "") and err.startswith(f"error: device {device!r} asked for, but torch sees no GPU")
+        assert err.count("\n") == 1 and files(tmp_path) == before
+
+
+def test_a_study_on_a_gpu_that_is_not_there_is_refused(tmp_path: Path, command: Cli) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text((ROOT / "studies" / "smoke.yaml").read_text())
+    code, out, err = command("compare", study, f"output={tmp_path / 'study'}", "devices=[cuda:99]")
+    assert (code, out) == (2, "") and err.startswith("error: device 'cuda:99' asked for, but torch sees")
+    assert not (tmp_path / "study").exists()
 
 
 # -- what the commands do ----------------------------------------------------------------------------------------------
@@ -251,6 +273,20 @@ def test_ctrl_c_ends_with_a_hint_and_the_run_can_be_resumed(tmp_path: Path) -> N
     process.join()
     assert process.exitcode == 130
     assert err.read_text() == "\ninterrupted: the same command goes on from the last checkpoint\n"
+
+
+def test_ctrl_c_while_checking_ends_with_a_line(command: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> bool:
+        raise KeyboardInterrupt
+
+    file = write(tmp_path, "sft")
+    for name, words in (
+        ("check_run", ["check"]),
+        ("check_domains", ["tasks", "check"]),
+        ("evaluate_checkpoint", ["eval"]),
+    ):
+        monkeypatch.setattr(commands, name, interrupted)
+        assert command(*words, file) == (130, "", "\ninterrupted\n")
 
 
 def test_a_reader_that_has_had_enough_is_no_error() -> None:

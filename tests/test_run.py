@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +15,14 @@ import pytest
 import torch
 import yaml
 
-from onepolicy import run
-from onepolicy.config import AnyRun, parse_run
-from onepolicy.runfolder import RunFolder, check_folder, is_finished, read_rows
+from onepolicy import files, run, runfolder
+from onepolicy.config import AnyRun, LossConfig, ScratchConfig, parse_run
+from onepolicy.files import NoSpace
+from onepolicy.models import save_model
+from onepolicy.runfolder import RunFolder, check_folder, is_finished, read_rows, tensor_bytes
+from onepolicy.session import Session, bytes_on_disk
+from onepolicy.tiny import from_scratch
+from tests.disks import fill, mounted
 from tests.runs import DOMAINS, SCRATCH, checkpoint, forked, kill_when, lines, run_of, same, settings, weights
 
 ROOT = Path(__file__).parent.parent
@@ -233,9 +240,117 @@ def test_the_folder_says_what_was_asked_and_with_which_versions(tmp_path: Path) 
     assert parse_run(yaml.safe_load((config.output / "config.yaml").read_text())) == config
     circumstances = json.loads((config.output / "run.json").read_text())
     assert circumstances["versions"]["torch"] == str(torch.__version__)
+    assert circumstances["torch_build"]["cuda"] == torch.version.cuda
     assert circumstances["seed"] == 0
     row = read_rows(config.output / "samples.jsonl")[0]
     assert (row["step"], row["domain"], row["response"], row["reference"]) == (1, "early", "abc", "abc")
+
+
+def test_the_version_of_torch_is_that_of_the_build_and_not_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyPI's metadata says 2.13.0 for the build 2.13.0+cu130."""
+    monkeypatch.setattr(runfolder, "version", lambda name: "0.0")
+    RunFolder(run_of("sft", tmp_path)).close()
+    versions = json.loads((tmp_path / "sft" / "run.json").read_text())["versions"]
+    assert versions["torch"] == str(torch.__version__) and versions["numpy"] == "0.0"
+
+
+# -- full disks --------------------------------------------------------------------------------------------------------
+
+
+def plenty(path: object) -> Any:
+    """As a disk looks that another process fills a moment later."""
+    return shutil._ntuple_diskusage(total=2**40, used=0, free=2**40)
+
+
+def assert_step_2_is_the_newest_and_whole(folder: RunFolder) -> None:
+    assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["step-000002"]
+    assert not list(folder.path.glob("**/.*.tmp"))
+    assert loaded_step(folder) == 2
+
+
+@pytest.mark.parametrize("foreseen", [True, False], ids=["foreseen", "while-writing"])
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, foreseen: bool
+) -> None:
+    with mounted(tmp_path / "disk", "size=4m") as disk:
+        folder = with_checkpoints(run_of("sft", tmp_path, output=str(disk / "run")), 2)
+        ballast = fill(disk, leave=500_000)
+        if not foreseen:
+            monkeypatch.setattr(files.shutil, "disk_usage", plenty)
+        state = {"at": torch.full((250_000,), 4.0)}
+        with pytest.raises(OSError) as caught:
+            folder.save_checkpoint(4, state, {"step": 4})
+        assert caught.value.errno == errno.ENOSPC and isinstance(caught.value, NoSpace) == foreseen
+        if foreseen:
+            assert re.search(
+                r"the checkpoint of step 4 needs 1,00\d,\d{3} bytes, .* has 4\d\d,\d{3} bytes", str(caught.value)
+            )
+        assert_step_2_is_the_newest_and_whole(folder)
+        ballast.unlink()
+        folder.save_checkpoint(4, {"at": torch.tensor(4)}, {"step": 4})
+        assert loaded_step(folder) == 4
+        folder.close()
+
+
+def test_a_model_that_does_not_fit_leaves_the_one_before_it(tmp_path: Path) -> None:
+    """safetensors raises an exception of its own, which keeps the number of the error in its message only."""
+    model, tokenizer = from_scratch(ScratchConfig(**SCRATCH), 0)
+    with mounted(tmp_path / "disk", "size=1m") as disk:
+        save_model(model, tokenizer, disk / "model")
+        before = {path.name: path.read_bytes() for path in (disk / "model").iterdir()}
+        fill(disk, leave=8192)
+        with pytest.raises(OSError) as caught:
+            save_model(from_scratch(ScratchConfig(**SCRATCH), 1)[0], tokenizer, disk / "model")
+        assert caught.value.errno == errno.ENOSPC
+        assert {path.name: path.read_bytes() for path in (disk / "model").iterdir()} == before
+        assert {path.name for path in disk.iterdir()} == {"model", "ballast"}
+
+
+def test_the_estimate_of_a_checkpoint_is_what_it_takes(tmp_path: Path) -> None:
+    config = run_of("sft", tmp_path, steps=2)
+    run(config)
+    with Session(changed(config, output=str(tmp_path / "other")), LossConfig(reduction="token")) as session:
+        estimate, model = bytes_on_disk(session.policies.values())
+    written = (config.output / "checkpoints" / "step-000002" / "learner.pt").stat().st_size
+    assert written <= estimate <= written + 100 * 1024  # of a model with some twenty tensors: their archive entries
+    assert model >= (config.output / "model" / "model.safetensors").stat().st_size - 2048
+    shared = torch.zeros(1000)
+    assert tensor_bytes({"a": shared, "b": [shared[:10], {"c": shared.view(10, 100)}]}) < 4000 + 10 * 1024
+
+
+def test_a_run_on_a_disk_that_is_too_small_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    config = run_of("sft", tmp_path, output=str(tmp_path / "disk" / "run"))
+    with mounted(tmp_path / "disk", "size=96k") as disk:
+        with pytest.raises(NoSpace, match=r"2 checkpoints at one time, .* bytes each, and a model of .*needs"):
+            run(config)
+        assert {path.name for path in (disk / "run").iterdir()} == {".lock", "config.yaml", "run.json"}
+        run(changed(config, output=str(tmp_path / "elsewhere")))
+
+
+def test_a_run_that_may_write_no_file_of_that_size_ends_in_one_line_and_can_be_resumed(tmp_path: Path) -> None:
+    """A limit on the size of files (ulimit -f) fails in torch's writer as a full disk does, and needs no root."""
+    config = run_of("sft", tmp_path, steps=2)
+    run(config)
+    size = (config.output / "checkpoints" / "step-000002" / "learner.pt").stat().st_size
+    file, err = tmp_path / "run.yaml", tmp_path / "stderr"
+    file.write_text(yaml.safe_dump(changed(config, steps=4).model_dump(mode="json")))
+    process = forked("run", str(file), stderr=str(err), largest_file=size // 2)
+    process.join()
+    assert process.exitcode == 2
+    assert err.read_text() == (
+        f"error: the file is larger than this process may write: {config.output / 'checkpoints' / 'step-000004'}: "
+        "raise the limit (ulimit -f) and run the same command again; a run goes on from its last checkpoint\n"
+    )
+    folder = RunFolder(changed(config, steps=4))
+    found = folder.load_checkpoint()
+    folder.close()
+    assert found is not None and found[1]["step"] == 2
+    assert not list(config.output.glob("**/.*.tmp"))
+    run(changed(config, steps=4))
+    run(run_of("sft", tmp_path, steps=4, output=str(tmp_path / "at once")))
+    assert_same_end(config.output, tmp_path / "at once", 4)
 
 
 # -- kill -9 -----------------------------------------------------------------------------------------------------------

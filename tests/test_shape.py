@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ MAX_LINES, MAX_FUNCTION, MAX_FIELDS = 400, 60, 12
 # From the bottom up. A module imports from lower layers only, and a folder also from itself. What shares a layer does
 # not know of each other.
 LAYERS: list[set[str]] = [
-    {"types", "thought"},
+    {"types", "thought", "files"},
     {"config", "progress", "merging", "sandbox", "rewards"},
     {"tasks", "objectives", "tiny", "meter", "evaluation", "failures"},
     {"runfolder", "engines", "normalised", "checkpoints"},
@@ -32,7 +33,7 @@ LAYERS: list[set[str]] = [
     {"session", "forecast", "gradients"},
     {"exam", "drift"},
     {"recipes", "report"},
-    {"rehearsal"},
+    {"rehearsal", "faults"},
     {"commands"},
     {"demo", "compare"},
     {"cli"},
@@ -154,3 +155,25 @@ def test_only_reduce_averages_a_loss() -> None:
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         names = {node.func.attr for node in calls if isinstance(node.func, ast.Attribute)}
         assert not names & REDUCTIONS, path.name
+
+
+def test_the_list_of_tests_without_torch_is_true_and_whole() -> None:
+    """A new test file that needs no torch belongs into light.txt, so that .ci/run tries it under further Pythons."""
+    text = (ROOT / "tests" / "light.txt").read_text()
+    listed = {line for line in text.splitlines() if line and not line.startswith("#")}
+    left_out = set(re.findall(r"^# left out: (\S+)", text, re.MULTILINE))
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
+    script = (
+        "import importlib, sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'transformers']))\n"  # None: importing it raises ImportError
+        "for file in sys.argv[1:]:\n"
+        "    try: importlib.import_module(file.removesuffix('.py').replace('/', '.'))\n"
+        "    except ImportError: continue\n"
+        "    print(file)"
+    )
+    command = [sys.executable, "-c", script, *sorted(files)]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    light = set(answer.stdout.splitlines())
+    assert sorted(light - listed - left_out) == [], "these need no torch: name them in tests/light.txt"
+    assert sorted((listed | left_out) - light) == [], "these need torch: take them out of tests/light.txt"
+    assert not listed & left_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -247,6 +248,14 @@ class PlateauConfig(Strict):
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
 
+def _a_device(name: str) -> str:
+    """Its form alone: whether there is such a GPU, torch knows (models.pick_device)."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
+        hint = "; onepolicy needs Linux and has no mps" if name == "mps" else ""
+        raise ValueError(f"{name!r} is no device: give auto, cpu, cuda or cuda:N, for example cuda:0{hint}")
+    return name
+
+
 class FolderConfig(Strict):
     """What every run has in common, also one that trains nothing: where it goes, and how its result is evaluated.
 
@@ -262,7 +271,7 @@ class FolderConfig(Strict):
     too_long: Literal["drop", "error"] = Field(
         "error", description="prompts with max_new_tokens beyond the model's context, or that cannot be rendered"
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: Annotated[str, AfterValidator(_a_device)] = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: PositiveInt = Field(1, description="CPU threads of this process; two busy processes want one each")
 
     @model_validator(mode="before")

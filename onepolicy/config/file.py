@@ -22,10 +22,11 @@ class Loader(yaml.SafeLoader):
     """YAML 1.1 but for two things: 1e-5 is a number (there it has to be 1.0e-5), and no key may be given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        seen = []
         for key, _ in node.value:
-            if keys.count(key.value) > 1:
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(problem=f"{key.value!r} twice", problem_mark=key.start_mark)
+            seen.append(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -58,11 +59,20 @@ def set_dotted(data: dict[str, Any], override: str) -> None:
 
 
 def read_yaml(text: str, place: str) -> Any:
-    """Raises ConfigError that names the place when the text is not YAML."""
+    """Raises ConfigError, on one line, that names the place when the text is not YAML."""
     try:
         return yaml.load(text, Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        why = f"{error.context}: {error.problem}" if error.context else error.problem
     except yaml.YAMLError as error:
-        raise ConfigError(f"{place} cannot be read as YAML: {error}") from None
+        at, why = "", " ".join(str(error).split())
+    except ValueError as error:  # a date such as 2026-02-30
+        at, why = "", str(error)
+    except RecursionError:
+        at, why = "", "it is nested too deeply"
+    raise ConfigError(f"{place} cannot be read as YAML{at}: {why}")
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> AnyRun:
@@ -73,27 +83,29 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> AnyRun:
     return parse_run(read_config(Path(path), overrides))
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_config(path: Path, overrides: Sequence[str] = (), below: Sequence[Path] = ()) -> dict[str, Any]:
     """A file's mapping with the overrides applied, not yet validated.
 
     `extends: other.yaml` starts from that file, found beside this one: each key at the top level here replaces its.
+    `below`: the files that extend this one.
     """
     file = path / "config.yaml" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"no such file: {file}")
     try:
-        data = read_yaml(file.read_text(), str(file))
+        data = read_yaml(file.read_text(encoding="utf-8"), str(file))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not text: {error}") from None
+        raise ConfigError(f"{file} is not text in UTF-8: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{file} holds no mapping at its top level")
     if path.is_dir():
         data["output"] = str(path)
     if "extends" in data:
         base = file.parent / str(data.pop("extends"))
-        if base.resolve() == file.resolve():
-            raise ConfigError(f"{file} extends itself: name another file")
-        data = {**read_config(base), **data}
+        below = [*below, file.resolve()]
+        if base.resolve() in below:
+            raise ConfigError(f"{file} extends {base}, which extends it: name another file")
+        data = {**read_config(base, below=below), **data}
     for override in overrides:
         set_dotted(data, override)
     return data

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onepolicy.config import CascadeConfig, RlvrConfig
+from onepolicy.files import whole
 from onepolicy.recipes.rlvr import rlvr
 from onepolicy.runfolder import RunFolder, check_folder, follow_model, read_rows, write_atomic
 from onepolicy.session import model_card
@@ -81,12 +82,9 @@ def totals(path: Path, config: CascadeConfig) -> dict[str, Any]:
 
 def copy_model(source: Path, target: Path, card: str) -> None:
     """A whole model under the final name, or none. The weights are linked, not copied, where the disk can."""
-    scratch = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(source, scratch, copy_function=_link)
-    write_atomic(scratch / "README.md", card)
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
+    with whole(target) as scratch:
+        shutil.copytree(source, scratch, copy_function=_link)
+        write_atomic(scratch / "README.md", card)
 
 
 def _link(source: str, target: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from onepolicy.report.plots import Figure
 from onepolicy.report.tables import Table
+from onepolicy.runfolder import write_atomic
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -145,7 +146,5 @@ def write(page: Page, folder: Path) -> tuple[Path, Path]:
 
 
 def _replace(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_atomic(path, text)
     return path

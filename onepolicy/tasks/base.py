@@ -14,6 +14,7 @@ import os
 import random
 import string
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any, Protocol, Self, runtime_checkable
 
@@ -154,6 +155,15 @@ def as_grade(value: Any, grader: str, reward_range: tuple[float, float] = UNIT) 
         ) from None
 
 
+def _raised_at(error: Exception) -> str:
+    """An exception of the user's code on one line, with file and line."""
+    if isinstance(error, SyntaxError):
+        place = f"{error.filename}, line {error.lineno}"
+        return f"{type(error).__name__} in {place}: {error.msg}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {last.filename}, line {last.lineno}: {' '.join(str(error).split())}"
+
+
 def _reward(value: Any, reward_range: tuple[float, float]) -> float:
     """Mapped to [0, 1]. Raises ValueError on what is no number in the range, beyond what sums of floats round to."""
     low, high = reward_range
@@ -200,6 +210,8 @@ def load_object(path: str) -> Any:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(f"cannot import {module_name!r} ({error}); looked in the working folder too") from None
+    except Exception as error:  # whatever a module of the user's does when it is imported
+        raise ValueError(f"cannot import {module_name!r}: {_raised_at(error)}") from None
     if not hasattr(module, name):
         public = [known for known in vars(module) if not known.startswith("_")]
         raise ValueError(f"module {module_name!r} has no {name!r}: {did_you_mean(name, public)}")
