@@ -108,7 +108,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     ),
     "llama rope linear": rope("linear", factor=4.0),
     "llama rope yarn": rope("yarn", factor=4.0, original_max_position_embeddings=32),
-    "llama rope dynamic": {"max_position_embeddings": 32, **rope("dynamic", factor=4.0)},
+    "llama rope dynamic": {"max_position_embeddings": 48, **rope("dynamic", factor=4.0)},
     "llama rope longrope": rope(
         "longrope", short_factor=[1.0] * 4, long_factor=[1.5, 2.0, 4.0, 8.0], original_max_position_embeddings=32
     ),
@@ -211,7 +211,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
         "index_topk": 8,
         "index_head_dim": 16,
-        "index_n_heads": 2,
+        "index_n_heads": 4,
     },
     "glm": {"attention_bias": True},
     "glm4": {},
@@ -286,7 +286,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "block_types": ["recurrent", "recurrent", "attention"],
         "logits_soft_cap": 10.0,
     },
-    "rwkv": {"attention_hidden_size": 32},
+    "rwkv": {"attention_hidden_size": 32, "rescale_every": 1},
     "minimax": {"layer_types": ["linear_attention", "full_attention"], "block_size": 16},
     "minimax_m2": {},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
@@ -385,6 +385,9 @@ def disturb(model: PreTrainedModel) -> None:
             parameter.normal_(0, DEVIATION)
         elif deviation < SMALL:
             parameter.mul_(DEVIATION / deviation)
+    embedding = model.get_input_embeddings().weight
+    empty = embedding.abs().sum(1) == 0  # of the padding token: a hidden state of zeros makes ties, which chance breaks
+    embedding[empty] = DEVIATION * torch.randn_like(embedding[empty])
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.add_(0.1 * torch.randn_like(buffer))
