@@ -92,6 +92,14 @@ DELTA_NET = {
     "num_hidden_layers": 3,
 }
 ROPE = {"rope_theta": 10000.0}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 
 def rope(kind: str, **options: Any) -> dict[str, Any]:
@@ -127,10 +135,21 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3_next": DELTA_NET,
     "qwen3_5_text": DELTA_NET,
     "qwen3_5_moe_text": DELTA_NET,
+    "qwen3_5 with images": {
+        "text_config": DELTA_NET,
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "depth": 1,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+        },
+    },
     "gemma": {},
     "gemma2": {"final_logit_softcapping": 10.0, "attn_logit_softcapping": 10.0, **LOCAL_GLOBAL},
     "gemma3_text": LOCAL_GLOBAL,
     "gemma3_text soft cap": {"final_logit_softcapping": 10.0, "attn_logit_softcapping": 10.0, **LOCAL_GLOBAL},
+    "gemma3 with images": {"text_config": LOCAL_GLOBAL, "vision_config": VISION},
     "gemma3n_text": {
         "num_hidden_layers": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -211,7 +230,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
         "index_topk": 8,
         "index_head_dim": 16,
-        "index_n_heads": 4,
+        "index_n_heads": 16,  # with fewer, scores that are all 0 make ties
     },
     "glm": {"attention_bias": True},
     "glm4": {},
@@ -352,18 +371,25 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def configuration(name: str) -> PretrainedConfig:
     """The configuration of one row. Raises ValueError for an option that the architecture does not have."""
-    model_type, changes = name.split()[0], ARCHITECTURES[name]
-    kind = type(AutoConfig.for_model(model_type))
-    fields = {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map)
-    if unknown := changes.keys() - fields - {"attn_config", "ffn_config"}:
-        raise ValueError(f"{name}: {kind.__name__} has no {', '.join(sorted(unknown))}")
-    tokenizer = character_tokenizer(ALPHABET)
+    model_type, changes = name.split()[0], dict(ARCHITECTURES[name])
+    default = AutoConfig.for_model(model_type)
+    if "text_config" in changes:
+        changes["text_config"] = _settings(type(default.text_config), changes["text_config"])
+        return AutoConfig.for_model(model_type, **changes)
+    return AutoConfig.for_model(model_type, **_settings(type(default), changes))
+
+
+def _settings(kind: type[PretrainedConfig], changes: dict[str, Any]) -> dict[str, Any]:
+    """The options of COMMON and NOISE that a configuration has, and `changes`."""
     alias = kind.attribute_map  # two names of one field
+    fields = {field.name for field in dataclasses.fields(kind)} | set(alias)
+    if unknown := changes.keys() - fields - {"attn_config", "ffn_config"}:
+        raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+    tokenizer = character_tokenizer(ALPHABET)
     settings = {alias.get(key, key): value for key, value in (COMMON | NOISE).items() if key in fields}
     settings |= {"vocab_size": len(tokenizer)} | {alias.get(key, key): value for key, value in changes.items()}
-    for special in ("eos_token_id", "pad_token_id", "bos_token_id"):
-        settings[special] = tokenizer.pad_token_id if special == "pad_token_id" else tokenizer.eos_token_id
-    return AutoConfig.for_model(model_type, **settings)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.eos_token_id}
+    return settings | ends | {"pad_token_id": tokenizer.pad_token_id}
 
 
 def build(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

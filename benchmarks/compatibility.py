@@ -1,398 +1,139 @@
-"""Which architectures of transformers come out right: every path of onepolicy against transformers' own forward.
+"""Which architectures of transformers come out right: the table of docs/compatibility.md.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.compatibility [--only NAME] [--output docs/compatibility.md]
+    OMP_NUM_THREADS=1 python -m benchmarks.compatibility [--only NAME ...] [--output docs/compatibility.md]
 
-Each row of `architectures.ARCHITECTURES` becomes an ordinary checkpoint, which then goes through onepolicy as in a run.
-The reference is `AutoModelForCausalLM.from_pretrained(folder)` in evaluation mode, called as `model(input_ids=row)` on
-one row at a time. Each row gets a fresh copy of the model: some rotary embeddings remember the longest row that they
-have seen.
+Rows are in architectures.py; how each number is measured, in paths.py. Prints a line for each row when it is done. Ends
+with status 1 when something is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import datetime
 import platform
-import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from benchmarks.architectures import ALPHABET, ARCHITECTURES, store
-from onepolicy import run
-from onepolicy.config import ModelConfig, parse_run
-from onepolicy.engines.base import Sampling
-from onepolicy.engines.forward import can_share
-from onepolicy.policy import Policy
-from onepolicy.teachers import Shelf
-from onepolicy.tiny import character_tokenizer
-from onepolicy.types import Sample, Task, TokenScores, Want, Weights
+from benchmarks.architectures import ARCHITECTURES
+from benchmarks.paths import FLOOR_BFLOAT16, PATHS, TOLERANCE, Cell, measure, verdict
 
-VOCABULARY = len(character_tokenizer(ALPHABET))
-TOLERANCE = 1e-3  # nats, or relative in the norm of a gradient
-FLOOR_BFLOAT16 = 0.05  # nats, where the architecture's own rounding is smaller
-TOGETHER, ALONE = 4096, 1  # tokens_per_batch: all rows in few micro-batches, or each row in its own
-PATHS = ("generate", "score", "shared", "teacher", "bfloat16", "learn", "merge", "save")
+TITLES = {"shared": "shared prompts", "bfloat16": "teacher, bfloat16"}  # of columns; the others are the path's name
+HEAD = """# Compatibility
 
+Which architectures of transformers come out right. Made by `make compatibility` ({minutes} minutes on one core),
+{date}: CPython {python}, torch {torch} (CPU), transformers {transformers}. {rows} rows of {kinds} model types: {right}
+right, {refused} refused by name, {wrong} wrong.
 
-class Reference:
-    """transformers' own forward of a checkpoint, one row at a time."""
+Each row is a random checkpoint of one to four small layers, with its architecture's own layer pattern, whose logits are
+far from uniform (`benchmarks/architectures.py`). Dropout, layer drop, router jitter and input noise are switched on in
+its configuration wherever it has them. The checkpoint goes through onepolicy as in a run (`benchmarks/paths.py`).
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+Every number is the largest difference from transformers' own forward: `AutoModelForCausalLM.from_pretrained(folder)`
+in evaluation mode, called as `model(input_ids=row)` on one row alone. Each row gets a fresh copy of the model, since
+some rotary embeddings remember the longest row that they have seen. The last token of a row predicts nothing, and is
+not read.
 
-    def distributions(self, sample: Sample) -> Tensor:
-        """[R, V]: log-probabilities of every token where the policy wrote one."""
-        return self.tokens(copy.deepcopy(self.model), sample)[0].detach()
+- **generate**: log-probs of the engine, in nats. Prompts of 5 to 43 tokens, three responses each, five rows at a time,
+  so that rows leave the batch and others join it.
+- **score**: log-probs of the learner as a scorer, in nats. Rows of 5 to 60 tokens, together.
+- **shared prompts**: the same for rollouts whose prompt is read once (counted); – where the cache does not allow it.
+- **teacher**: sampled, top-k and whole-vocabulary scores of two checkpoints that take turns on one shelf, in nats.
+- **teacher, bfloat16**: the same in bfloat16, against transformers in bfloat16.
+- **learn**: the gradient of policy gradient and cross-entropy, with all rows together and with one by one: the norm of
+  the difference, as a fraction of the norm.
+- **merge**: log-probs of the merged checkpoint, against a model that holds base + 0.6·(a − base) + 0.6·(b − base).
+- **save**: log-probs of the folder that is saved after a step, against the model in memory; the configuration and the
+  generation config must say the same before and after.
 
-    def logprobs(self, sample: Sample) -> np.ndarray:
-        with torch.no_grad():
-            return self.tokens(copy.deepcopy(self.model), sample)[1].numpy()
+**Right** is at most {tolerance:.0e}. Rounding in float32 gives 1e-6 to 5e-5 here. transformers' own decoding of zamba2
+and nemotron_h departs from its own forward by up to 5e-4: one of the two bounds time steps from below, the other does
+not. A wrong mask or position, or a forgotten dropout, gives 3e-2 or more. In bfloat16, right is at most twice the
+difference that rounding to bfloat16 makes in transformers itself, or {floor}: the order of a sum differs between a row
+alone and a row in a batch, and a router may choose another expert by it.
 
-    @staticmethod
-    def tokens(model: PreTrainedModel, sample: Sample) -> tuple[Tensor, Tensor]:
-        """[R, V] and [R] of the generated tokens; differentiable. The last token predicts nothing and is not read."""
-        ids_T = torch.from_numpy(sample.token_ids_T).long()
-        logits_TV = model(input_ids=ids_T[None, :-1]).logits[0, :, :VOCABULARY].float()
-        generated = torch.from_numpy(sample.mask_T[1:])
-        logprobs_RV = logits_TV.log_softmax(-1)[generated]
-        return logprobs_RV, logprobs_RV.gather(-1, ids_T[1:][generated][:, None])[:, 0]
-
-    def gradient(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Of -Σ A·log p / N over the samples with an advantage, plus -Σ log p / N over the others."""
-        counts = {kind: sum(s.length for s in samples if bool(s.weights.pg) == kind) for kind in (True, False)}
-        total: dict[str, Tensor] = {}
-        for sample in samples:
-            model = copy.deepcopy(self.model)
-            logprobs_R = self.tokens(model, sample)[1]
-            if sample.advantages_R is not None:
-                logprobs_R = logprobs_R * torch.from_numpy(sample.advantages_R)
-            (-logprobs_R.sum() / counts[bool(sample.weights.pg)]).backward()
-            for name, parameter in model.named_parameters():
-                if parameter.grad is not None:
-                    total[name] = total.get(name, 0) + parameter.grad
-        return total
+**Refused** is what a run refuses when it opens the model, before anything is generated, with a message that names the
+architecture.
+"""
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One path of one architecture: the largest difference, and why there is none or why it counts as wrong."""
-
-    difference: float | None = None
-    tolerance: float = TOLERANCE
-    reason: str = ""
-    refused: bool = False
-
-    @property
-    def right(self) -> bool:
-        return not self.reason and (self.difference is None or self.difference <= self.tolerance)
-
-    def __str__(self) -> str:
-        if self.refused:
-            return "refused"
-        if self.difference is None:
-            return "error" if self.reason else "–"
-        text = f"{self.difference:.0e}"
-        return text if self.right else f"**{text}**"
-
-
-class Bench:
-    """One architecture's checkpoints in a scratch folder, and what is measured on them."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
-        self.base = store(folder / "base", name)
-        self.own = Reference(self.base)
-        self.samples = random_samples()
-        for sample in self.samples:
-            sample.logprobs_R = self.own.logprobs(sample)
-
-    def policy(self, tokens_per_batch: int = TOGETHER) -> Policy:
-        """Opened as a run opens it: loaded, checked, with an engine and a learner."""
-        config = parse_run(
-            {
-                "recipe": "rlvr",
-                "output": str(self.folder / "run"),
-                "model": str(self.base),
-                "steps": 1,
-                "domains": {"d": {"tasks": {"kind": "letters"}}},
-                "rollout": {"batch_size": 5},
-                "optim": {"tokens_per_batch": tokens_per_batch, "learning_rate": 1e-2},
-                "loss": {"reduction": "token"},
-            }
+def document(results: dict[str, dict[str, Cell]], seconds: float) -> str:
+    """The page: how to read it, the table, and the reasons of what is refused or wrong."""
+    verdicts = {name: verdict(cells) for name, cells in results.items()}
+    counts = {word: list(verdicts.values()).count(word) for word in ("right", "refused", "wrong")}
+    kinds = len({name.split()[0] for name in results})
+    lines = [
+        HEAD.format(
+            date=datetime.date.today(),
+            python=platform.python_version(),
+            torch=torch.__version__.partition("+")[0],
+            transformers=transformers.__version__,
+            minutes=round(seconds / 60),
+            rows=len(results),
+            kinds=kinds,
+            tolerance=TOLERANCE,
+            floor=FLOOR_BFLOAT16,
+            **counts,
         )
-        return Policy(config, config.loss, torch.device("cpu"))
-
-    def load(self) -> Cell:
-        self.policy()
-        return Cell()
-
-    # -- the paths -------------------------------------------------------------------------------------------------
-
-    def generate(self) -> Cell:
-        """Four prompts of unlike length, three rollouts each, five rows at a time: rows leave and others join."""
-        sampling = Sampling(max_new_tokens=30, limits={"middle": 20, "short": 6})
-        rows = list(self.policy().engine.generate(prompts(), 3, sampling, seed=0))
-        if failed := [row.reason for row in rows if row.finish == "error"]:
-            return Cell(reason=failed[0])
-        return Cell(largest(rows, [self.own.logprobs(row) for row in rows], [row.logprobs_R for row in rows]))
-
-    def score(self) -> Cell:
-        """Rows of unlike length together, no two of one prompt."""
-        samples = self.samples[::3]
-        return self.against_own(samples, self.policy().learner.score(samples, Want("sampled")))
-
-    def shared(self) -> Cell:
-        """Rollouts of a long and of a short prompt, each prompt read once."""
-        learner = self.policy().learner
-        if not can_share(learner.model):
-            return Cell()
-        return self.against_own(self.samples, learner.score(self.samples, Want("sampled")))
-
-    def teacher(self) -> Cell:
-        """Two checkpoints that take turns on one shelf; the head of the first is used when the second is resident."""
-        return Cell(self.shelved("float32", torch.float32))
-
-    def bfloat16(self) -> Cell:
-        """The same in bfloat16. Tolerated is what bfloat16 itself does to the log-probs."""
-        own, exact = Reference(self.base, torch.bfloat16), Reference(self.base, torch.bfloat16)
-        exact.model.float()
-        gaps = [own.distributions(sample) - exact.distributions(sample) for sample in self.samples]
-        rounding = max(gap.abs().max().item() for gap in gaps)
-        return Cell(self.shelved("bfloat16", torch.bfloat16), max(FLOOR_BFLOAT16, 2 * rounding))
-
-    def learn(self) -> Cell:
-        """The gradient of half policy gradient, half cross-entropy, in either split into micro-batches, twice."""
-        expected = self.own.gradient(self.samples)
-        worst = 0.0
-        for tokens_per_batch in (TOGETHER, ALONE):
-            learner = self.policy(tokens_per_batch).learner
-            learner.backward(self.samples)
-            worst = max(worst, distance(gradients(learner.model), expected))
-        return Cell(worst)
-
-    def merge(self) -> Cell:
-        """base + λ(a − base) + λ(b − base) on what transformers loads, against the recipe on files."""
-        models = {name: store(self.folder / name, self.name, i, self.base) for i, name in enumerate("ab", 1)}
-        settings = {"base": str(self.base), "models": {name: str(path) for name, path in models.items()}}
-        config = parse_run(
-            {"recipe": "merge", "output": str(self.folder / "merged"), "method": "task_arithmetic", "lambdas": 0.6}
-            | settings
-        )
-        run(config)
-        merged = Reference(loaded_whole(config.output / "model"))
-        base, a, b = (Reference(path).model.state_dict() for path in (self.base, *models.values()))
-        state = {
-            name: tensor + 0.6 * (a[name] - tensor) + 0.6 * (b[name] - tensor) if tensor.is_floating_point() else tensor
-            for name, tensor in base.items()
-        }
-        expected = Reference(self.base)
-        expected.model.load_state_dict(state)
-        return Cell(apart(merged, expected, self.samples))
-
-    def save(self) -> Cell:
-        """After a step: the saved folder's forward against the live model's own; equal configurations."""
-        learner = self.policy().learner
-        before = copy.deepcopy(learner.model.config), copy.deepcopy(learner.model.generation_config)
-        learner.step(self.samples)
-        learner.save(self.folder / "saved")
-        live, saved = Reference(self.base), Reference(loaded_whole(self.folder / "saved"))
-        live.model = learner.model.eval()
-        if apart(live, self.own, self.samples) < 1e-2:
-            return Cell(reason="a step at a large learning rate has moved nothing")
-        after = AutoModelForCausalLM.from_pretrained(self.folder / "saved")
-        for ours, theirs in ((self.own.model, after), *zip(before, (after.config, after.generation_config), strict=True)):
-            one, other = (meaning(getattr(part, "config", part)) for part in (ours, theirs))
-            if differs := sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)):
-                key = differs[0]
-                return Cell(reason=f"{key} was {one.get(key)!r} and is saved as {other.get(key)!r}")
-        return Cell(apart(live, saved, self.samples))
-
-    # -- parts of them ---------------------------------------------------------------------------------------------
-
-    def against_own(self, samples: Sequence[Sample], scores: Sequence[TokenScores]) -> Cell:
-        return Cell(largest(samples, [s.logprobs_R for s in samples], [score.logprobs_R for score in scores]))
-
-    def shelved(self, name: str, dtype: torch.dtype) -> float:
-        folders = {"a": self.base, "b": store(self.folder / "other", self.name, 7, self.base)}
-        if dtype != torch.float32:
-            folders = {key: converted(path, dtype) for key, path in folders.items()}
-        shelf = Shelf(
-            device=torch.device("cpu"),
-            temperature=1.0,
-            tokens_per_batch=TOGETHER,
-            vocabulary=VOCABULARY,
-            spool=self.folder / "spool",
-        )
-        teachers = {
-            key: shelf.teacher(key, ModelConfig(path=str(path), dtype=name)) for key, path in folders.items()
-        }
-        own = {key: [Reference(path, dtype).distributions(s) for s in self.samples] for key, path in folders.items()}
-        worst = 0.0
-        for want in (Want("sampled"), Want("topk", 4), Want("full")):
-            found = {key: teacher.score(self.samples, want) for key, teacher in teachers.items()}
-            for key, scores in found.items():
-                for sample, score, own_RV in zip(self.samples, scores, own[key], strict=True):
-                    worst = max(worst, opinion(sample, score, own_RV))
-        return worst
-
-
-def prompts() -> list[Task]:
-    """Of 5, 11, 23 and 43 tokens with the chat template's. How long an answer may get, the domain says."""
-    text = "0123456789abcdefghijklmnopqrst ?" * 2
-    lengths = {"middle": 3, "long": 9, "short": 21, "longest": 41}
-    return [
-        Task(domain, domain, ({"role": "user", "content": text[i : i + length]},))
-        for i, (domain, length) in enumerate(lengths.items())
     ]
+    lines += [
+        f"| architecture | {' | '.join(TITLES.get(path, path) for path in PATHS)} | |",
+        "|---" * (len(PATHS) + 2) + "|",
+    ]
+    for name, cells in results.items():
+        shown = " | ".join(str(cells.get(path, Cell())) for path in PATHS)
+        lines.append(f"| {name} | {shown} | {verdicts[name]} |")
+    for word, title in (("refused", "Refused, and why"), ("wrong", "Wrong, and why")):
+        reasons = [
+            f"- **{name}**{'' if path == 'load' else f' ({TITLES.get(path, path)})'}: {shortened(cell.reason)}"
+            for name, cells in results.items()
+            for path, cell in cells.items()
+            if verdicts[name] == word and cell.reason
+        ]
+        if reasons:
+            lines += ["", f"## {title}", "", *reasons]
+    return "\n".join(lines) + "\n"
 
 
-def random_samples() -> list[Sample]:
-    """Three rollouts of each of three prompts, 40, 12 and 3 tokens long; an advantage for every second one."""
-    random = np.random.default_rng(0)
-    samples: list[Sample] = []
-    for group, (prompt, responses) in enumerate(((40, (20, 4, 11)), (12, (33, 7, 1)), (3, (9, 26, 2)))):
-        start = random.integers(0, 38, prompt)
-        for index, response in enumerate(responses):
-            ids_T = np.concatenate([start, random.integers(0, 38, response)]).astype(np.int32)
-            task = Task(f"{group}", "d", ({"role": "user", "content": "?"},))
-            sample = Sample(
-                task, ids_T, np.arange(len(ids_T)) >= prompt, np.zeros(response, np.float32), group=group, index=index
-            )
-            sample.weights = Weights(pg=1.0) if index % 2 else Weights(ce=1.0)
-            sample.advantages_R = random.normal(size=response).astype(np.float32) if index % 2 else None
-            samples.append(sample)
-    return samples
-
-
-def largest(samples: Sequence[Sample], one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
-    """The largest difference of all samples' log-probs; a NaN is infinitely far."""
-    gaps = [np.abs(a - b).max() for a, b in zip(one, other, strict=True)]
-    return float(np.nan_to_num(np.max(gaps), nan=np.inf))
-
-
-def opinion(sample: Sample, score: TokenScores, own_RV: Tensor) -> float:
-    """How far a teacher's scores, of whichever kind, are from the distributions of transformers."""
-    written = torch.from_numpy(sample.token_ids_T[sample.mask_T]).long()
-    gaps = [torch.from_numpy(score.logprobs_R) - own_RV.gather(-1, written[:, None])[:, 0]]
-    if score.topk_ids_RK is not None:
-        ids_RK = torch.from_numpy(score.topk_ids_RK).long()
-        gaps += [torch.from_numpy(score.topk_logprobs_RK) - own_RV.gather(-1, ids_RK)]
-        gaps += [own_RV.topk(ids_RK.shape[1]).values - own_RV.gather(-1, ids_RK)]
-    if score.hidden_RH is not None:
-        logprobs_RV = score.head.logprobs(torch.from_numpy(score.hidden_RH), 1.0)
-        gaps += [logprobs_RV - own_RV[:, : logprobs_RV.shape[1]]]
-    return float(np.nan_to_num(max(gap.abs().max().item() for gap in gaps), nan=np.inf))
-
-
-def apart(one: Reference, other: Reference, samples: Sequence[Sample]) -> float:
-    return largest(samples, [one.logprobs(s) for s in samples], [other.logprobs(s) for s in samples])
-
-
-def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """The norm of the difference of two gradients relative to the second's norm; an absent one is zero."""
-    squares = sum((one.get(name, torch.zeros(1)) - other.get(name, torch.zeros(1))).pow(2).sum() for name in one | other)
-    norm = sum(gradient.pow(2).sum() for gradient in other.values())
-    return float(np.nan_to_num((squares / norm) ** 0.5, nan=np.inf))
-
-
-def converted(folder: Path, dtype: torch.dtype) -> Path:
-    """The checkpoint with its weights in another dtype."""
-    target = folder.with_name(f"{folder.name}-{str(dtype).removeprefix('torch.')}")
-    AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).save_pretrained(target)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        if (folder / name).is_file():
-            shutil.copy(folder / name, target)
-    return target
-
-
-def loaded_whole(folder: Path) -> Path:
-    """The folder, if transformers finds in it exactly the weights that it looks for. Raises ValueError if not."""
-    _, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    for problem, names in found.items():
-        if names:
-            raise AssertionError(f"{problem}: {sorted(map(str, names))[0]}")
-    return folder
-
-
-def meaning(config: Any) -> dict[str, Any]:
-    """A configuration without what says only who wrote it."""
-    fields = config.to_dict()
-    for name in ("_name_or_path", "transformers_version", "architectures"):
-        fields.pop(name, None)
-    return fields
-
-
-# -- the table ---------------------------------------------------------------------------------------------------------
-
-
-def measure(name: str, folder: Path, paths: Sequence[str] = PATHS) -> dict[str, Cell]:
-    """Path → Cell of one architecture. The first is `load`; when it refuses, there are no others."""
-    torch.manual_seed(0)
-    bench = Bench(name, folder)
-    own_name = type(bench.own.model).__name__
-    cells = {"load": attempt(bench.load, own_name)}
-    if cells["load"].right:
-        cells |= {path: attempt(getattr(bench, path), own_name) for path in paths}
-    return cells
-
-
-def attempt(path: Callable[[], Cell], own_name: str) -> Cell:
-    """A ValueError that names the architecture is a refusal; whatever else is raised is an error."""
-    try:
-        return path()
-    except Exception as error:  # the boundary of one cell: the other rows are measured all the same
-        if isinstance(error, ValueError) and own_name in str(error):
-            return Cell(reason=str(error), refused=True)
-        return Cell(reason=f"{type(error).__name__}: {error}")
-
-
-def verdict(cells: dict[str, Cell]) -> str:
-    if all(cell.right for cell in cells.values()):
-        return "right"
-    return "refused" if cells["load"].refused else "wrong"
-
-
-def shortened(text: str, length: int = 160) -> str:
+def shortened(text: str, length: int = 200) -> str:
     line = " ".join(text.split()).replace("|", "/")
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="rows, or all rows of a model_type; no file is written")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="rows, or model types; no page is written then")
     parser.add_argument("--output", type=Path, default=Path("docs/compatibility.md"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bar()
     set_verbosity_error()
-    names = [n for n in ARCHITECTURES if not options.only or n in options.only or n.split()[0] in options.only]
+    warnings.simplefilter("ignore")  # of transformers, about each architecture's history
+    only = options.only or [*ARCHITECTURES]
+    names = [name for name in ARCHITECTURES if name in only or name.split()[0] in only]
+    if unknown := set(only) - {*names, *(name.split()[0] for name in names)}:
+        parser.error(
+            f"no row or model type of the name {', '.join(sorted(unknown))}; there are {', '.join(ARCHITECTURES)}"
+        )
     results: dict[str, dict[str, Cell]] = {}
     for name in names:
-        began = time.monotonic()
+        began = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             results[name] = cells = measure(name, Path(folder))
         shown = " ".join(f"{path} {cell}" for path, cell in cells.items() if path != "load")
-        print(f"{verdict(cells):7} {name:34} {time.monotonic() - began:5.1f} s  {shown}", flush=True)
+        print(f"{verdict(cells):7} {name:34} {time.process_time() - began:4.1f} s  {shown}", flush=True)
         for path, cell in cells.items():
             if cell.reason:
                 print(f"        {path}: {shortened(cell.reason, 300)}", flush=True)
+    if not options.only:
+        options.output.write_text(document(results, time.process_time()))
+    sys.exit(any(verdict(cells) == "wrong" for cells in results.values()))
 
 
 if __name__ == "__main__":
