@@ -8,6 +8,7 @@ have seen.
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ class Bench:
         rows = list(self.policy().engine.generate(prompts(), 3, sampling, seed=0))
         if failed := [row.reason for row in rows if row.finish == "error"]:
             return Cell(reason=failed[0])
-        return Cell(largest(rows, [self.own.logprobs(row) for row in rows], [row.logprobs_R for row in rows]))
+        return Cell(largest([self.own.logprobs(row) for row in rows], [row.logprobs_R for row in rows]))
 
     def score(self) -> Cell:
         """Rows of unlike length together."""
@@ -177,7 +178,7 @@ class Bench:
             rounded, exact = Reference(folder, torch.bfloat16), Reference(folder)
             for sample in self.samples:
                 gap = rounded.distributions(sample) - exact.distributions(sample)
-                rounding = max(rounding, gap.abs().max().item())
+                rounding = max(rounding, size(gap.abs().max()))
         return Cell(self.shelved(folders, "bfloat16"), max(FLOOR_BFLOAT16, 2 * rounding))
 
     def learn(self) -> Cell:
@@ -232,7 +233,7 @@ class Bench:
     # -- parts of them ---------------------------------------------------------------------------------------------
 
     def against_own(self, samples: Sequence[Sample], scores: Sequence[TokenScores]) -> Cell:
-        return Cell(largest(samples, [s.logprobs_R for s in samples], [score.logprobs_R for score in scores]))
+        return Cell(largest([s.logprobs_R for s in samples], [score.logprobs_R for score in scores]))
 
     def shelved(self, folders: dict[str, Path], dtype: str) -> float:
         """The largest difference of all that teachers can be asked for."""
@@ -285,10 +286,14 @@ def random_samples(lengths: Sequence[tuple[int, Sequence[int]]]) -> list[Sample]
     return samples
 
 
-def largest(samples: Sequence[Sample], one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
-    """The largest difference of all samples' log-probs; a NaN is infinitely far."""
-    gaps = [np.abs(a - b).max() for a, b in zip(one, other, strict=True)]
-    return float(np.nan_to_num(np.max(gaps), nan=np.inf))
+def largest(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
+    """The largest difference of all samples' log-probs."""
+    return max(size(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
+
+
+def size(gap: Any) -> float:
+    """A difference as a number that can be compared: a NaN is infinitely far."""
+    return math.inf if math.isnan(gap) else float(gap)
 
 
 def opinion(sample: Sample, score: TokenScores, own_RV: Tensor) -> float:
@@ -302,11 +307,11 @@ def opinion(sample: Sample, score: TokenScores, own_RV: Tensor) -> float:
     if score.hidden_RH is not None:
         logprobs_RV = score.head.logprobs(torch.from_numpy(score.hidden_RH), 1.0)
         gaps += [logprobs_RV - own_RV[:, : logprobs_RV.shape[1]]]
-    return float(np.nan_to_num(max(gap.abs().max().item() for gap in gaps), nan=np.inf))
+    return max(size(gap.abs().max()) for gap in gaps)
 
 
 def apart(one: Reference, other: Reference, samples: Sequence[Sample]) -> float:
-    return largest(samples, [one.logprobs(s) for s in samples], [other.logprobs(s) for s in samples])
+    return largest([one.logprobs(s) for s in samples], [other.logprobs(s) for s in samples])
 
 
 def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -315,11 +320,11 @@ def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """The norm of the difference of two gradients relative to the second's norm; an absent one is zero."""
-    squares = sum(
-        (one.get(name, torch.zeros(1)) - other.get(name, torch.zeros(1))).pow(2).sum() for name in one | other
-    )
-    norm = sum(gradient.pow(2).sum() for gradient in other.values())
-    return float(np.nan_to_num((squares / norm) ** 0.5, nan=np.inf))
+    absent, squares, norm = torch.zeros(1), 0.0, 0.0
+    for name in one | other:
+        squares += (one.get(name, absent) - other.get(name, absent)).pow(2).sum().item()
+        norm += other.get(name, absent).pow(2).sum().item()
+    return size((squares / norm) ** 0.5)
 
 
 def converted(folder: Path, dtype: torch.dtype) -> Path:
