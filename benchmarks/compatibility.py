@@ -48,6 +48,7 @@ not read.
 - **teacher, bfloat16**: the same in bfloat16, against transformers in bfloat16.
 - **learn**: the gradient of policy gradient and cross-entropy, with all rows together and with one by one: the norm of
   the difference, as a fraction of the norm.
+- **checkpointing**: the same with gradient checkpointing, which transformers ties to training mode. It may be refused.
 - **merge**: log-probs of the merged checkpoint, against a model that holds base + 0.6·(a − base) + 0.6·(b − base).
 - **save**: log-probs of the folder that is saved after a step, against the model in memory; the configuration and the
   generation config must say the same before and after.

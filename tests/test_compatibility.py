@@ -25,7 +25,7 @@ RIGHT = {
     "gpt_oss": "attention sinks",
     "lfm2": "convolutions and attention in turn: no padding on the left",
 }
-QUICK = ("generate", "score", "shared", "learn")
+QUICK = ("generate", "score", "shared", "learn", "checkpointing")
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -100,10 +100,10 @@ def test_the_page_shows_what_is_right_wrong_and_refused() -> None:
     }
     assert [verdict(cells) for cells in results.values()] == ["right", "wrong", "wrong", "refused"]
     page = document(results, seconds=300.0).splitlines()
-    assert "| llama | 2e-06 | 2e-06 | – | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | right |" in page
-    assert "| opt | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | **6e-01** | 2e-06 | 2e-06 | wrong |" in page
-    assert "| mpt | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | error | 2e-06 | wrong |" in page
-    assert "| mamba | – | – | – | – | – | – | – | – | refused |" in page
+    assert "| llama | 2e-06 | 2e-06 | – | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | right |" in page
+    assert "| opt | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | **6e-01** | 2e-06 | 2e-06 | 2e-06 | wrong |" in page
+    assert "| mpt | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | error | 2e-06 | wrong |" in page
+    assert "| mamba | – | – | – | – | – | – | – | – | – | refused |" in page
     assert page[page.index("## Refused, and why") + 2] == "- **mamba**: MambaForCausalLM cannot"
     assert page[page.index("## Wrong, and why") + 2] == "- **mpt** (merge): KeyError: 'x'"
     assert "4 rows of 4 model types: 1" in " ".join(page)
