@@ -53,11 +53,12 @@ not read.
 - **save**: log-probs of the folder that is saved after a step, against the model in memory; the configuration and the
   generation config must say the same before and after.
 
-**Right** is at most {tolerance:.0e}. Rounding in float32 gives 1e-6 to 5e-5 here. transformers' own decoding of zamba2
+**Right** is at most {tolerance}. Rounding in float32 gives 1e-6 to 5e-5 here. transformers' own decoding of zamba2
 and nemotron_h departs from its own forward by up to 5e-4: one of the two bounds time steps from below, the other does
 not. A wrong mask or position, or a forgotten dropout, gives 3e-2 or more. In bfloat16, right is at most twice the
 difference that rounding to bfloat16 makes in transformers itself, or {floor}: the order of a sum differs between a row
-alone and a row in a batch, and a router may choose another expert by it.
+alone and a row in a batch, and a router may choose another expert by it. It is 0 where the architecture does not use
+PyTorch's fused attention, whose rounding depends on the length of the batch.
 
 **Refused** is what a run refuses when it opens the model, before anything is generated, with a message that names the
 architecture.

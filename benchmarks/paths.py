@@ -96,7 +96,7 @@ class Cell:
             return "refused"
         if self.difference is None:
             return "error" if self.reason else "–"
-        text = f"{self.difference:.0e}"
+        text = f"{self.difference:.0e}".replace("e-0", "e-") if self.difference else "0"
         return text if self.right else f"**{text}**"
 
 
@@ -373,20 +373,21 @@ def measure(name: str, folder: Path, paths: Sequence[str] = PATHS) -> dict[str, 
     torch.manual_seed(0)
     bench = Bench(name, folder)
     own_name = type(bench.own.model).__name__
-    cells = {"load": attempt(bench.load, own_name)}
+    cells = {"load": attempt(bench.load, own_name, folder)}
     if cells["load"].right:
-        cells |= {path: attempt(getattr(bench, path), own_name) for path in paths}
+        cells |= {path: attempt(getattr(bench, path), own_name, folder) for path in paths}
     return cells
 
 
-def attempt(path: Callable[[], Cell], own_name: str) -> Cell:
+def attempt(path: Callable[[], Cell], own_name: str, folder: Path) -> Cell:
     """A ValueError that names the architecture is a refusal; whatever else is raised is an error."""
     try:
         return path()
     except Exception as error:  # the boundary of one cell: the other rows are measured all the same
-        if isinstance(error, ValueError) and own_name in str(error):
-            return Cell(reason=str(error), refused=True)
-        return Cell(reason=f"{type(error).__name__}: {error}")
+        reason = str(error).replace(f"{folder}/", "")
+        if isinstance(error, ValueError) and own_name in reason:
+            return Cell(reason=reason, refused=True)
+        return Cell(reason=f"{type(error).__name__}: {reason}")
 
 
 def verdict(cells: dict[str, Cell]) -> str:

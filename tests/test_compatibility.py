@@ -100,9 +100,9 @@ def test_the_page_shows_what_is_right_wrong_and_refused() -> None:
     }
     assert [verdict(cells) for cells in results.values()] == ["right", "wrong", "wrong", "refused"]
     page = document(results, seconds=300.0).splitlines()
-    assert "| llama | 2e-06 | 2e-06 | – | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | right |" in page
-    assert "| opt | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | **6e-01** | 2e-06 | 2e-06 | 2e-06 | wrong |" in page
-    assert "| mpt | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | 2e-06 | error | 2e-06 | wrong |" in page
+    assert "| llama | 2e-6 | 2e-6 | – | 2e-6 | 2e-6 | 2e-6 | 2e-6 | 2e-6 | 2e-6 | right |" in page
+    assert "| opt | 2e-6 | 2e-6 | 2e-6 | 2e-6 | 2e-6 | **6e-1** | 2e-6 | 2e-6 | 2e-6 | wrong |" in page
+    assert "| mpt | 2e-6 | 2e-6 | 2e-6 | 2e-6 | 2e-6 | 2e-6 | 2e-6 | error | 2e-6 | wrong |" in page
     assert "| mamba | – | – | – | – | – | – | – | – | – | refused |" in page
     assert page[page.index("## Refused, and why") + 2] == "- **mamba**: MambaForCausalLM cannot"
     assert page[page.index("## Wrong, and why") + 2] == "- **mpt** (merge): KeyError: 'x'"
