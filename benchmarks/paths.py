@@ -96,7 +96,8 @@ class Cell:
             return "refused"
         if self.difference is None:
             return "error" if self.reason else "–"
-        text = f"{self.difference:.0e}".replace("e-0", "e-") if self.difference else "0"
+        digit, exponent = f"{self.difference:.0e}".split("e")
+        text = f"{digit}e{int(exponent)}" if self.difference else "0"
         return text if self.right else f"**{text}**"
 
 
