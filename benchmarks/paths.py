@@ -373,20 +373,20 @@ def measure(name: str, folder: Path, paths: Sequence[str] = PATHS) -> dict[str, 
     """Path → Cell of one architecture. The first is `load`; when it refuses, there are no others."""
     torch.manual_seed(0)
     bench = Bench(name, folder)
-    own_name = type(bench.own.model).__name__
-    cells = {"load": attempt(bench.load, own_name, folder)}
+    cells = {"load": attempt(bench.load, bench)}
     if cells["load"].right:
-        cells |= {path: attempt(getattr(bench, path), own_name, folder) for path in paths}
+        cells |= {path: attempt(getattr(bench, path), bench) for path in paths}
     return cells
 
 
-def attempt(path: Callable[[], Cell], own_name: str, folder: Path) -> Cell:
+def attempt(path: Callable[[], Cell], bench: Bench) -> Cell:
     """A ValueError that names the architecture is a refusal; whatever else is raised is an error."""
     try:
         return path()
     except Exception as error:  # the boundary of one cell: the other rows are measured all the same
-        reason = str(error).replace(f"{folder}/", "")
-        if isinstance(error, ValueError) and own_name in reason:
+        reason = str(error).replace(f"{bench.folder}/", "")
+        names = type(bench.own.model).__name__, repr(bench.own.model.config.model_type)
+        if isinstance(error, ValueError) and any(name in reason for name in names):
             return Cell(reason=reason, refused=True)
         return Cell(reason=f"{type(error).__name__}: {reason}")
 
