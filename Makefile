@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTHONS ?= 3.11 3.12 3.13
 
-.PHONY: setup demo test test-slow test-light test-pythons lint bench study clean
+.PHONY: setup demo test test-slow test-light test-pythons lint bench compatibility study clean
 
 setup: $(VENV)/.installed-$(EXTRAS)
 
@@ -60,6 +60,10 @@ bench: setup
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/sandbox.py
+
+# writes docs/compatibility.md; one row: python -m benchmarks.compatibility --only qwen3
+compatibility: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.compatibility
 
 # hours on two cores; finished runs are never run again
 study: setup
