@@ -61,7 +61,7 @@ def _config_rates(layers: Sequence[Any]) -> list[tuple[Any, str, float]]:
         (config, name, value)
         for config in configs.values()
         for name, value in vars(config).items()
-        if "dropout" in name and isinstance(value, float) and value
+        if _is_rate(name) and isinstance(value, float) and value
     ]
 
 
@@ -74,5 +74,9 @@ def _disable_dropout(model: PreTrainedModel) -> None:
     """Modules keep their rate as `p`, or as a plain number that they hand to the attention function."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or isinstance(module, torch.nn.Dropout)):
+            if isinstance(value, float) and (_is_rate(name) or isinstance(module, torch.nn.Dropout)):
                 setattr(module, name, 0.0)
+
+
+def _is_rate(name: str) -> bool:
+    return "dropout" in name or name.endswith("pdrop")  # GPT-2, DBRX: resid_pdrop

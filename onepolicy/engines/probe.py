@@ -31,6 +31,8 @@ LONGEST = 512  # tokens of a probe beyond the length at which positions change; 
 # Largest difference, as a fraction of the standard deviation of the logits. A wrong position or mask moves log-probs by
 # a tenth of it; rounding in float32 by a millionth, in bfloat16 by some hundredths.
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
+# raised by architectures that take no attention mask, no positions, or another kind of cache
+UNFIT = (ValueError, TypeError, AttributeError, IndexError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,14 @@ def _generated(engine: LocalEngine, rows: Sequence[Alone]) -> list[Array]:
         key = engine.positions.key(length) if engine.joins else (length,)
         groups.setdefault(key, []).append(number)
     for numbers in groups.values():
-        for number, logprobs_R in zip(numbers, _written(engine, [rows[i].sample for i in numbers]), strict=True):
+        try:
+            written = _written(engine, [rows[i].sample for i in numbers])
+        except UNFIT as error:
+            model = engine.model
+            raise ValueError(
+                f"{type(model).__name__} from {model.name_or_path!r} cannot generate here: {error}"
+            ) from error
+        for number, logprobs_R in zip(numbers, written, strict=True):
             found[number] = logprobs_R
     return found
 

@@ -25,6 +25,7 @@ from jinja2 import TemplateError
 from onepolicy.engines.plain import MARK, PlainText, own_markers, unused_mark
 from onepolicy.engines.responses import Response, ResponseReader, StopStrings
 from onepolicy.engines.template import RENDERING, Template, primed_thought
+from onepolicy.engines.vocabulary import count_gaps, vocabulary_size
 from onepolicy.thought import HARMONY, MARKERS, speaks_harmony
 from onepolicy.types import Array, Message, Task
 
@@ -62,6 +63,9 @@ class Renderer:
             )
         self.end_id = declared[0] if self._turn.end is None else self._turn.end
         self.notes = [] if self.end_id in declared else [self._note(declared)]
+        if gaps := count_gaps(tokenizer):
+            size = vocabulary_size(tokenizer)
+            self.notes.append(f"{gaps} of the ids below {size} have no token; they keep their probability")
         primed = self.plain.encode(primed_thought(self.template.priming()), behind=True)
         self.reader = ResponseReader(tokenizer, self.template.structure(), primed)
         self._shows_tools: bool | None = None  # not yet known
