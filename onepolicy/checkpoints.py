@@ -102,7 +102,8 @@ def load_config(folder: Path, who: str = MODEL) -> PretrainedConfig:
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(f"{who}: model_type {model_type!r} in {path} is no causal language model")
     if model_type in UNUSABLE:
-        raise ValueError(f"{who}: model_type {model_type!r} in {path} cannot be used: {UNUSABLE[model_type]}")
+        name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+        raise ValueError(f"{who}: {name} cannot be used: {UNUSABLE[model_type]} (model_type in {path})")
     for part in (fields, fields.get("text_config") or {}):
         quantised = part.get("quantization_config") or part.get("compression_config")
         if quantised:
