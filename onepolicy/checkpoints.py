@@ -267,7 +267,7 @@ def _names_in(path: Path, who: str) -> set[str]:
 
 def _read_object(path: Path, who: str) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{who}: {path} is not valid JSON: {error}") from error
     if not isinstance(fields, dict):

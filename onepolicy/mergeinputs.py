@@ -283,7 +283,7 @@ def with_rows(tensors: Sequence[Tensor], rows: int) -> list[Tensor]:
 
 def merged_config(base: Checkpoint, rows: int) -> str:
     """The base's config.json, of `rows` tokens."""
-    text = (base.folder / "config.json").read_text()
+    text = (base.folder / "config.json").read_text(encoding="utf-8")
     if rows == base.rows:
         return text
     values: dict[str, Any] = json.loads(text)
