@@ -102,7 +102,8 @@ def load_config(folder: Path, who: str = MODEL) -> PretrainedConfig:
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(f"{who}: model_type {model_type!r} in {path} is no causal language model")
     if model_type in UNUSABLE:
-        raise ValueError(f"{who}: model_type {model_type!r} in {path} cannot be used: {UNUSABLE[model_type]}")
+        name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+        raise ValueError(f"{who}: {name} cannot be used: {UNUSABLE[model_type]} (model_type in {path})")
     for part in (fields, fields.get("text_config") or {}):
         quantised = part.get("quantization_config") or part.get("compression_config")
         if quantised:
@@ -266,7 +267,7 @@ def _names_in(path: Path, who: str) -> set[str]:
 
 def _read_object(path: Path, who: str) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{who}: {path} is not valid JSON: {error}") from error
     if not isinstance(fields, dict):

@@ -189,12 +189,12 @@ def meaning(config: PretrainedConfig) -> dict[str, Any]:
     values = config.to_dict()
     declared = {field.name for field in fields(config)} if is_dataclass(config) else set(values)
     for key, value in values.items():
-        part = getattr(config, key, None)
+        part = vars(config).get(key)  # not getattr: it refuses what differs from layer to layer
         if isinstance(part, PretrainedConfig):
             found |= {f"{key}.{inner}": inner_value for inner, inner_value in meaning(part).items()}
         elif key in NO_MEANING or "dropout" in key or key.endswith("pdrop") or value is None:
             continue
-        elif key in declared or key == "model_type":  # of others its class knows nothing
+        elif key in declared or key in ("model_type", "per_layer_config"):  # of others its class knows nothing
             found |= dict(_dotted(key, value))
     if layers := values.get("layer_types"):
         unused = LAYERS if any("full" not in kind for kind in layers) else LAYERS | {"sliding_window"}
@@ -283,7 +283,7 @@ def with_rows(tensors: Sequence[Tensor], rows: int) -> list[Tensor]:
 
 def merged_config(base: Checkpoint, rows: int) -> str:
     """The base's config.json, of `rows` tokens."""
-    text = (base.folder / "config.json").read_text()
+    text = (base.folder / "config.json").read_text(encoding="utf-8")
     if rows == base.rows:
         return text
     values: dict[str, Any] = json.loads(text)

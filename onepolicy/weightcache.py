@@ -69,7 +69,7 @@ def file_facts(path: Path) -> FileFacts:
     stamp = _stamp(path)
     entry = cache_folder() / "files" / f"{_key(str(path))}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or torn: it is made again
-        known = json.loads(entry.read_text())
+        known = json.loads(entry.read_text(encoding="utf-8"))
         if known["stamp"] == stamp:
             return FileFacts(known["sha256"], known["broken"])
     facts = FileFacts(sha256(path), first_nonfinite(path))
