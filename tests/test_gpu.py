@@ -12,6 +12,7 @@ from onepolicy.config import DistillConfig, LossConfig, ModelConfig, OptimConfig
 from onepolicy.engines.base import Sampling
 from onepolicy.engines.forward import live_head, score_samples
 from onepolicy.engines.local import LocalEngine
+from onepolicy.engines.probe import check_policy
 from onepolicy.engines.text import Renderer
 from onepolicy.learner import Learner
 from onepolicy.models import load_model
@@ -19,7 +20,7 @@ from onepolicy.runfolder import read_rows
 from onepolicy.teachers import Shelf
 from onepolicy.types import Want, Weights
 from tests.runs import run_of
-from tests.tiny_models import batch, build, store, task
+from tests.tiny_models import KINDS, batch, build, store, task
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -80,3 +81,24 @@ def test_a_run_on_the_gpu_finishes_with_an_idle_gate(tmp_path: Path) -> None:
     rows = read_rows(tmp_path / "mopd" / "metrics.jsonl")
     assert len(rows) == 4
     assert all(row["gated"] == 0.0 for row in rows)
+
+
+def test_engine_and_learner_differ_by_the_rounding_of_their_kernels_alone_in_bfloat16() -> None:
+    """On a CPU the gap is 0; a GPU's fused attention rounds one query with a cache otherwise than many at once."""
+    model, tokenizer = build()
+    model = model.to(CUDA)
+    engine = LocalEngine(model, Renderer(tokenizer, model.generation_config), dtype=torch.bfloat16)
+    learner = Learner(model, tokenizer, OptimConfig(), LossConfig(), dtype=torch.bfloat16)
+    samples = list(engine.generate([task(number=i) for i in range(8)], 4, Sampling(max_new_tokens=40), seed=0))
+    gaps = [
+        abs(sample.logprobs_R - scores.logprobs_R).mean()
+        for sample, scores in zip(samples, learner.score(samples, SAMPLED), strict=True)
+    ]
+    assert sum(gaps) / len(gaps) < 0.02
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_have_the_log_probs_that_they_have_alone_on_the_gpu_too(kind: str) -> None:
+    model, tokenizer = build(kind)
+    model = model.to(CUDA)
+    check_policy(LocalEngine(model, Renderer(tokenizer, model.generation_config)))
