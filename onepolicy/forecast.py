@@ -17,12 +17,13 @@ from typing import Literal
 
 import numpy as np
 
-from onepolicy.balancing import Balancer, signals_of
+from onepolicy.balancing import Balancer
 from onepolicy.config import BalanceConfig, CascadeConfig, CopdConfig, MixRlConfig, MopdConfig, ReinforcedConfig
 from onepolicy.objectives.balance import shares
 from onepolicy.rewards import graded_rewards, has_contrast
 from onepolicy.rollout import groups_of
 from onepolicy.types import Sample
+from onepolicy.update import domain_shares
 
 Rehearsed = MopdConfig | ReinforcedConfig
 BALANCED = (MopdConfig, MixRlConfig)
@@ -60,11 +61,12 @@ def _together(config: Rehearsed, prompts: Mapping[str, float], samples: Sequence
     mine = {domain: [s for s in samples if s.task.domain == domain] for domain in prompts}
     lengths = {domain: float(np.mean([s.length for s in mine[domain]])) for domain in prompts}
     tokens = shares({domain: prompts[domain] * lengths[domain] for domain in prompts})
-    balancer = Balancer(config.balance if isinstance(config, BALANCED) else BalanceConfig(), list(prompts))
-    signals = signals_of(samples, list(prompts))
-    balancer.observe(signals)
-    weights = balancer.weights(tokens, signals)
+    balance = config.balance if isinstance(config, BALANCED) else BalanceConfig()
+    balancer = Balancer(balance, list(prompts), config.loss)
+    probed = domain_shares([s for s in samples if s.task.domain in prompts], list(prompts), config.loss)
+    balancer.observe({domain: one.gap for domain, one in probed.items() if one.gap is not None})
     counted = {domain: prompts[domain] * _size(config, mine[domain]) for domain in prompts}
+    weights = balancer.weights(counted, [s for s in samples if s.task.domain in prompts])
     base = shares({domain: weights[domain] * counted[domain] for domain in prompts})
     contrast = {domain: _contrast(config, mine[domain]) for domain in prompts}
     # what a teacher says counts whether rewards differ or not
@@ -162,10 +164,7 @@ def _more_contrast(config: Rehearsed, domain: str, reward: float) -> list[str]:
 
 def _why_little(config: Rehearsed, domain: str, weight: float, lengths: Mapping[str, float]) -> str:
     if isinstance(config, BALANCED) and config.balance.kind != "none":
-        twice = ", and loss.reduction: sequence counts every answer the same by itself"
-        return f"balance.kind: {config.balance.kind} weighs it by {weight:.2g}" + (
-            twice if config.loss.reduction == "sequence" else ""
-        )
+        return f"balance.kind: {config.balance.kind} weighs it by {weight:.2g}"
     longest = max(lengths, key=lambda name: lengths[name])
     return (
         f"its answers have {lengths[domain]:.0f} tokens, those of {longest!r} {lengths[longest]:.0f}, and under "
@@ -179,6 +178,5 @@ def _other_weights(config: Rehearsed) -> list[str]:
         return ["loss.reduction=sequence"]
     if config.balance.kind == "none":
         return ["loss.reduction=sequence", "balance.kind=share"]
-    if config.loss.reduction == "sequence":
-        return ["balance={kind: none}"]  # whole: what only the present kind has goes with it
+    # a kind is replaced whole: options of the present one go with it
     return ["balance.targets=null"] if config.balance.kind == "share" else ["balance={kind: share}"]

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from onepolicy import update
 from onepolicy.config import LossConfig, OptimConfig
 from onepolicy.engines.forward import (
     TokenStats,
@@ -46,9 +47,9 @@ from onepolicy.meter import Meter
 from onepolicy.models import save_model
 from onepolicy.objectives import distill, divergences, importance, policy, reduce, weighting
 from onepolicy.types import Array, Sample, TokenScores, Want
+from onepolicy.update import COMPONENTS, teacher_logprobs
 
 Divergence = Callable[[slice, Tensor], Tensor]  # (chunk of N, student log-probs [C, V]) → [C]
-COMPONENTS = ("pg", "distill", "ce")
 COUNTED_WHERE = {  # metric → the component whose tokens it is a mean over; all tokens else
     "clipped": "pg",
     "distill_clipped": "distill",
@@ -130,7 +131,7 @@ class Learner:
         Samples that carry no weight, or that the policy left empty, cost nothing. Raises ValueError for a sample whose
         weights ask for what it does not carry.
         """
-        coefficients = self._coefficients(samples)
+        coefficients = update.coefficients(samples, self.loss)
         active = [i for i, s in enumerate(samples) if any(coefficients[c][i].any() for c in COMPONENTS)]
         learnt = [samples[i] for i in active]
         _check_annotations(learnt)
@@ -262,7 +263,7 @@ class Learner:
             engine_N=self._flat([s.logprobs_R for s in samples]),
             old_N=self._flat([s.old_logprobs_R for s in samples]) if _all_have_old(samples) else None,
             advantages_N=self._flat([_or_zeros(s.advantages_R, s) for s in samples]),
-            teacher_N=self._flat([_teacher_logprobs(s) for s in samples]),
+            teacher_N=self._flat([teacher_logprobs(s) for s in samples]),
             trusted_N=self._flat([weighting.trusted(s) for s in samples], np.bool_) if parted else None,
             segments_N=torch.from_numpy(np.repeat(np.arange(len(samples)), lengths)).to(self.device),
             domain_N=torch.from_numpy(np.repeat(domains, lengths)).to(self.device),
@@ -291,34 +292,11 @@ class Learner:
 
     # -- around it -------------------------------------------------------------------------------------------------
 
-    def _coefficients(self, samples: Sequence[Sample]) -> dict[str, list[Array]]:
-        """Per component, the coefficient of every token; a token without a finite teacher log-prob is dropped.
-
-        The factors of `loss.distill.weighting` ride on them: c·ℓ(A) = ℓ(c·A) for c >= 0, clipped or not.
-        """
-        everywhere = [np.ones(s.length, dtype=bool) for s in samples]
-        taught = [np.isfinite(_teacher_logprobs(s)) for s in samples]
-        result = {
-            component: reduce.coefficients(
-                taught if component == "distill" else everywhere,
-                [getattr(s.weights, component) for s in samples],
-                self.loss.reduction,
-            )
-            for component in COMPONENTS
-        }
-        result["distill"] = [
-            coefficient_R * weighting.token_weights(self.loss.distill, sample)
-            if sample.weights.distill
-            else coefficient_R
-            for coefficient_R, sample in zip(result["distill"], samples, strict=True)
-        ]
-        return result
-
     def _count_unscored(self, samples: Sequence[Sample], meter: Meter) -> None:
         """The share of tokens that a teacher was to score and did not, and of those masked for disagreement."""
         taught = [s for s in samples if s.weights.distill and s.length]
         if taught:
-            unscored_N = torch.from_numpy(~np.isfinite(np.concatenate([_teacher_logprobs(s) for s in taught])))
+            unscored_N = torch.from_numpy(~np.isfinite(np.concatenate([teacher_logprobs(s) for s in taught])))
             domains = [meter.domains.index(s.task.domain) for s in taught]
             domain_N = torch.from_numpy(np.repeat(domains, [s.length for s in taught]))
             meter.add("unscored", unscored_N, domain_N)
@@ -374,10 +352,6 @@ def _kinds(samples: Sequence[Sample]) -> list[int]:
         width = None if scores is None or scores.topk_ids_RK is None else scores.topk_ids_RK.shape[1]
         kinds.append((scores is not None, (head.vocabulary, head.hidden_size) if head else None, width))
     return numbered(kinds)
-
-
-def _teacher_logprobs(sample: Sample) -> Array:
-    return sample.teacher.logprobs_R if sample.teacher is not None else np.zeros(sample.length, dtype=np.float32)
 
 
 def _or_zeros(values: Array | None, sample: Sample) -> Array:

@@ -128,7 +128,7 @@ def test_dn_weights_shrink_the_domain_with_the_larger_signal():
     signals = {"a": [1.0, -1.0], "b": [2.0, -2.0], "flat": [0.0, 0.0], "none": [], "huge": [40.0, -40.0]}
     overall = np.std([1, -1, 2, -2, 0, 0, 40, -40])
     weights = balance.dn_weights(signals)
-    assert weights == {"a": 4.0, "b": 4.0, "flat": 4.0, "none": 1.0, "huge": pytest.approx(overall / 40)}
+    assert weights == {"a": 4.0, "b": 4.0, "flat": 1.0, "none": 1.0, "huge": pytest.approx(overall / 40)}
     assert balance.dn_weights({"a": [1.0, -1.0], "b": [3.0, -3.0]}) == pytest.approx(
         {"a": math.sqrt(5), "b": math.sqrt(5) / 3}
     )

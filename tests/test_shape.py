@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"tasks", "objectives", "tiny", "meter", "evaluation", "failures"},
     {"runfolder", "engines", "normalised", "checkpoints"},
     {"weightcache"},  # hashes files as run folders do, and is read by whoever loads weights
-    {"models", "diagnostics", "written", "jobs"},
+    {"models", "diagnostics", "written", "jobs", "update"},
     {"teachers", "learner", "mergeinputs"},
     {"rollout", "preflight", "policy", "balancing", "annealing", "mergefiles"},
     {"session", "forecast", "gradients"},

@@ -37,7 +37,7 @@ def copd(config: CopdConfig) -> None:
             for name in branches
             for peer in config.teachers_of(name)
         }
-        balancers = {name: Balancer(config.balance, branches) for name in branches}
+        balancers = {name: Balancer(config.balance, branches, config.loss) for name in branches}
         session.remembered |= {f"balance {name}": balancer for name, balancer in balancers.items()}
         origin = {"origin": session.origin()} if config.diagnose_every else {}
 

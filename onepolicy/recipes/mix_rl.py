@@ -16,7 +16,7 @@ from onepolicy.session import Session
 
 def mix_rl(config: MixRlConfig) -> None:
     with Session(config, config.loss) as session:
-        balancer = Balancer(config.balance, list(config.domains))
+        balancer = Balancer(config.balance, list(config.domains), config.loss)
         session.remembered["balance"] = balancer
         drift = Drift(session, config)
 

@@ -27,7 +27,7 @@ def mopd(config: MopdConfig) -> None:
         teachers = session.frozen(models, config.routes)
         check_teachers(session, teachers, config, probe(session, config.check.samples))
         drift = Drift(session, config, teachers)
-        balancer = Balancer(config.balance, list(config.domains))
+        balancer = Balancer(config.balance, list(config.domains), config.loss)
         session.remembered["balance"] = balancer
         plateau = Plateau(config.plateau)
         if config.plateau is not None:

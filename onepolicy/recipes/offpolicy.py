@@ -30,9 +30,10 @@ from onepolicy.written import Epochs, RolloutFile
 
 
 def offpolicy(config: OffpolicyConfig) -> None:
-    with Session(config, LossConfig(reduction=config.reduction)) as session:
+    loss = LossConfig(reduction=config.reduction)
+    with Session(config, loss) as session:
         written = teachers_rollouts(session, config)
-        balancer = Balancer(config.balance, list(config.domains))
+        balancer = Balancer(config.balance, list(config.domains), loss)
         session.remembered["balance"] = balancer
 
         for step in session.steps():
