@@ -1,9 +1,7 @@
 """A model that learns: one algorithm-blind step over annotated samples, and itself a Scorer.
 
-    loss = Σ_component Σ_token coefficient · w_importance · ℓ      component ∈ {pg, distill, ce}
-
-The coefficients (which token counts how much, and the denominators) are computed once over the global batch in
-objectives/reduce.py, so that the split into micro-batches cannot change the gradient.
+The coefficients (which token counts how much, and the denominators) are computed once over the whole batch in
+update.py, so that the split into micro-batches cannot change the gradient; token_loss.py has the loss of a chunk.
 
 Within a micro-batch the backbone runs once. The head goes over chunks of its tokens, and each chunk's loss goes
 backward at once, into the head's weights and the chunk's hidden states; these gradients then go through the backbone
@@ -15,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from onepolicy import update
 from onepolicy.config import LossConfig, OptimConfig
 from onepolicy.engines.forward import (
-    TokenStats,
     frozen_head,
     live_head,
     numbered,
@@ -45,38 +41,12 @@ from onepolicy.engines.precision import compute_in
 from onepolicy.engines.vocabulary import vocabulary_size
 from onepolicy.meter import Meter
 from onepolicy.models import save_model
-from onepolicy.objectives import distill, divergences, importance, policy, reduce, weighting
+from onepolicy.objectives import distill, weighting
+from onepolicy.token_loss import COUNTED_ON, Tokens, needs_whole_samples, token_loss
 from onepolicy.types import Array, Sample, TokenScores, Want
 from onepolicy.update import COMPONENTS, teacher_logprobs
 
 Divergence = Callable[[slice, Tensor], Tensor]  # (chunk of N, student log-probs [C, V]) → [C]
-COUNTED_WHERE = {  # metric → the component whose tokens it is a mean over; all tokens else
-    "clipped": "pg",
-    "distill_clipped": "distill",
-    "reverse_kl": "distill",
-    "signal": "distill",
-    "trusted": "distill",
-    "cross_entropy": "ce",
-    "gated": "policy",
-    "engine_gap": "policy",
-    "rollout_kl": "policy",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """What a micro-batch's tokens carry, on the N axis. `where`: which of them count for a component."""
-
-    used: list[str]
-    coefficient: dict[str, Tensor]
-    where: dict[str, Tensor]
-    engine_N: Tensor
-    old_N: Tensor | None
-    advantages_N: Tensor
-    teacher_N: Tensor
-    trusted_N: Tensor | None
-    segments_N: Tensor
-    domain_N: Tensor
 
 
 class Learner:
@@ -191,14 +161,13 @@ class Learner:
         tokens = self._tokens(samples, coefficient, meter)
         divergence = self._divergence(samples) if "distill" in tokens.used else None
         hidden_NH, tokens_N = predicting_states(self.model, samples)
-        # GSPO's ratio is a mean over the sample, so that its chunks must be of whole samples, at whatever length
-        whole = self.loss.policy.kind == "gspo"
+        whole = needs_whole_samples(self.loss)
         total, seen, gradients = 0.0, list[dict[str, Tensor]](), list[Tensor]()
         for chunk in token_chunks(self.head, [s.length for s in samples], whole):
             hidden_CH = hidden_NH[chunk].detach().requires_grad_()
             divergence_C = partial(divergence, chunk) if divergence else None
             stats = token_stats(self.head, hidden_CH, tokens_N[chunk], self.temperature, divergence_C)
-            loss, values = self._loss(stats, tokens, chunk, spread)
+            loss, values = token_loss(self.loss, stats, tokens, chunk, spread)
             loss.backward()
             assert hidden_CH.grad is not None, "a micro-batch of samples that count must have a gradient"
             total += loss.item()
@@ -206,49 +175,9 @@ class Learner:
             gradients.append(hidden_CH.grad)
         hidden_NH.backward(torch.cat(gradients))
         for name, parts in zip(seen[0], zip(*(values.values() for values in seen), strict=True), strict=True):
-            where_N = tokens.where.get(COUNTED_WHERE.get(name, ""))
+            where_N = tokens.where.get(COUNTED_ON.get(name, ""))
             meter.add(name, torch.cat(parts), tokens.domain_N, where_N)
         return total
-
-    def _loss(
-        self, stats: TokenStats, tokens: Tokens, chunk: slice, spread: distill.Spread | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Σ_component Σ_token over one chunk, and the values per token that the meter is to see."""
-        logprobs_C, current_C = stats.logprobs_C, stats.logprobs_C.detach()
-        engine_C, segments_C = tokens.engine_N[chunk], tokens.segments_N[chunk]
-        old_C = current_C if tokens.old_N is None else tokens.old_N[chunk]
-        coefficient = {component: tokens.coefficient[component][chunk] for component in tokens.used}
-        weights_C, gated_C = importance.importance_weights(self.loss.importance, old_C - engine_C)
-        seen: dict[str, Tensor] = {"entropy": stats.entropy_C}
-        terms: list[Tensor] = []
-        if "pg" in tokens.used:
-            loss_C, seen["clipped"] = policy.policy_loss(
-                self.loss.policy, logprobs_C, old_C, tokens.advantages_N[chunk], segments_C
-            )
-            terms.append(reduce.weighted_sum(coefficient["pg"], weights_C * loss_C))
-        if "distill" in tokens.used:
-            config, teacher_C = self.loss.distill, tokens.teacher_N[chunk]
-            signal_C = distill.signal(config, teacher_C, current_C if config.refresh else old_C, spread)
-            if config.estimator in ("sampled", "trust_region"):
-                loss_C, seen["distill_clipped"] = policy.policy_loss(
-                    self.loss.policy, logprobs_C, old_C, signal_C, segments_C
-                )
-            elif stats.divergence_C is None:
-                loss_C = distill.sampled_loss(config, logprobs_C, teacher_C)
-            else:
-                loss_C = stats.divergence_C
-            if tokens.trusted_N is not None and stats.divergence_C is not None:
-                seen["trusted"] = tokens.trusted_N[chunk]
-                loss_C = torch.where(seen["trusted"], loss_C, stats.divergence_C)
-            terms.append(reduce.weighted_sum(coefficient["distill"], weights_C * loss_C))
-            seen |= {"reverse_kl": divergences.k1(current_C, teacher_C), "signal": signal_C.abs()}
-        if "ce" in tokens.used:
-            terms.append(-reduce.weighted_sum(coefficient["ce"], logprobs_C))
-            seen["cross_entropy"] = -current_C
-        if "pg" in tokens.used or "distill" in tokens.used:
-            seen |= {"gated": gated_C, "engine_gap": (current_C - engine_C).abs()}
-            seen["rollout_kl"] = divergences.k3(engine_C, current_C)  # of the policy that wrote to this one
-        return torch.stack(terms).sum(), seen
 
     def _tokens(self, samples: Sequence[Sample], coefficient: dict[str, Tensor], meter: Meter) -> Tokens:
         lengths = [s.length for s in samples]

@@ -35,7 +35,7 @@ class Policy:
             tokenizer,
             config.optim,
             loss,
-            temperature=config.rollout.temperature,
+            temperature=config.learning_temperature,
             total_steps=config.steps * getattr(config, "inner_updates", 1),
             dtype=dtype,
         )

@@ -31,7 +31,7 @@ def coefficients(samples: Sequence[Sample], loss: LossConfig) -> dict[str, list[
     for component in COMPONENTS:
         weights = [getattr(sample.weights, component) for sample in samples]
         valid = taught if component == "distill" else everywhere
-        found[component] = reduce.coefficients(valid, weights, loss.reduction)
+        found[component] = reduce.coefficients(valid, weights, loss.reduction, loss.length)
     for number, sample in enumerate(samples):
         if sample.weights.distill:
             factors = weighting.token_weights(loss.distill, sample)

@@ -83,6 +83,9 @@ LOSS_DEFAULTS = {
     "check.warn_starved": 0.5,
     "check.warn_contrast": 0.1,
     "loss.reduction": "sequence",
+    "loss.length": None,
+    "loss.importance.level": "token",
+    "loss.importance.states": "ignore",
     "loss.policy.kind": "ppo",
     "loss.policy.clip_low": 0.2,
     "loss.policy.clip_high": 0.28,
@@ -168,6 +171,33 @@ def test_the_defaults_of_mopd_are_the_vetted_ones() -> None:
 def test_what_is_written_to_the_run_folder_reads_back_as_the_same(data: dict[str, Any]) -> None:
     config = parse_run(data)
     assert parse_run(config.model_dump(mode="json")) == config
+
+
+def test_reduction_constant_divides_by_the_longest_response_unless_told_otherwise() -> None:
+    def length(rollout: dict[str, Any] | None = None, **loss: Any) -> int | None:
+        run = parse_run(RLVR | {"loss": loss, "rollout": rollout or {}})
+        assert isinstance(run, RlvrConfig)
+        return run.loss.length
+
+    assert length({"max_new_tokens": 40}, reduction="constant") == 40
+    assert length(reduction="constant") == 256, "the default of rollout.max_new_tokens"
+    assert length(reduction="constant", length=100) == 100
+    assert length() is None
+    assert "length=9 belongs to reduction constant" in faults(RLVR | {"loss": {"length": 9}})
+
+
+def test_dr_grpo_is_refused_with_a_reduction_that_keeps_its_bias() -> None:
+    assert "use loss.reduction: constant" in faults(RLVR | {"advantage": "dr_grpo"})
+    for reduction in ("constant", "token"):
+        parse_run(RLVR | {"advantage": "dr_grpo", "loss": {"reduction": reduction}})
+    parse_run(MOPD | {"advantage": "dr_grpo"})  # without outcome rewards nothing is made of it
+
+
+def test_demonstrations_are_learnt_at_temperature_1() -> None:
+    hot = {"rollout": {"temperature": 0.7}}
+    assert parse_run(SFT | hot).learning_temperature == 1.0
+    assert parse_run(RLVR | hot).learning_temperature == 0.7
+    assert parse_run(MOPD | hot | {"recipe": "offpolicy"}).learning_temperature == 1.0
 
 
 def test_gspo_clips_as_its_paper_does_unless_told_otherwise() -> None:

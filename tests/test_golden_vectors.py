@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from onepolicy.config import DistillConfig, ImportanceConfig, PolicyConfig
+from onepolicy.config import DistillConfig, ImportanceConfig, LossConfig, PolicyConfig
 from onepolicy.merging import average, slerp_tensor, task_arithmetic, ties
 from onepolicy.objectives import balance, distill, divergences, importance, policy
 from onepolicy.objectives.advantages import group_advantages, whiten
@@ -21,6 +21,11 @@ from onepolicy.types import scatter
 
 def t(*values):
     return torch.tensor(values, dtype=torch.float64)
+
+
+def one_sample(tokens):
+    """Segments of that many tokens, all of one sample."""
+    return torch.zeros(tokens, dtype=torch.int64)
 
 
 def close(actual, expected, atol=1e-12, rtol=0.0):
@@ -92,7 +97,8 @@ def test_p1_clip_higher():
 
 def test_b1_the_gate_zeroes_and_the_token_stays_in_the_denominator():
     prev, gen = t(-1, -1, -1), t(-0.5, -3.5, -0.8)
-    weights_N, gated_N = importance.importance_weights(ImportanceConfig(mode="gate", low=0.5, high=5), prev - gen)
+    gate = ImportanceConfig(mode="gate", low=0.5, high=5)
+    weights_N, gated_N = importance.importance_weights(gate, prev - gen, one_sample(3))
     close(weights_N, [0.60653, 0, 0.81873], atol=5e-6)
     close((prev - gen).exp()[1], 12.182, atol=5e-4)
     assert gated_N.double().mean() == pytest.approx(1 / 3)
@@ -103,15 +109,28 @@ def test_b1_the_gate_zeroes_and_the_token_stays_in_the_denominator():
 
 def test_b2_the_gate_closes_on_both_sides():
     config = ImportanceConfig(mode="gate", low=0.5, high=5)
-    weights_N, gated_N = importance.importance_weights(config, t(0.4, 0.8, 6).log())
+    weights_N, gated_N = importance.importance_weights(config, t(0.4, 0.8, 6).log(), one_sample(3))
     close(weights_N, [0, 0.8, 0])
     assert gated_N.double().mean() == pytest.approx(2 / 3)
+
+
+def test_gspo_is_weighted_by_the_ratio_of_the_whole_sequence():
+    """One sequence: ratio exp(mean(cur - prev)), weight exp(Σ(prev - gen)) = exp(-0.2); truncated at 0.8."""
+    segments = one_sample(3)
+    loss_N = policy.gspo(CUR, PREV, ADV, segments, 0.2, 0.2)
+    config = LossConfig.model_validate({"policy": {"kind": "gspo"}, "importance": {"mode": "truncate", "high": 10}})
+    assert config.importance.level == "sequence"
+    weights_N, gated_N = importance.importance_weights(config.importance, PREV - GEN, segments)
+    close(weights_N, [math.exp(-0.2)] * 3)
+    assert not gated_N.any()
+    close((weights_N * loss_N).mean(), -0.4959, atol=5e-5)
+    close((importance.truncate((PREV - GEN).sum().expand(3), 0.8) * loss_N).mean(), -0.4846, atol=5e-5)
 
 
 @pytest.mark.parametrize("mode", ["gate", "truncate", "off"])
 def test_b4_an_infinite_rollout_logprob_leaves_the_loss_finite(mode):
     cur, gen = t(-1, -1).requires_grad_(), t(-math.inf, -1)
-    weights_N, gated_N = importance.importance_weights(ImportanceConfig(mode=mode), cur - gen)
+    weights_N, gated_N = importance.importance_weights(ImportanceConfig(mode=mode), cur - gen, one_sample(2))
     loss = (weights_N * policy.reinforce(cur, t(1, 1))).sum()
     loss.backward()
     assert loss.isfinite() and cur.grad.isfinite().all()
@@ -237,7 +256,7 @@ def test_m1_the_industrial_mopd_loss(max_signal, expected):
     close(distill.sampled_signal(teacher, student), [-0.3, 0.4, -2.7, 0])
     close((student - roll).exp(), [1.105171, 0.904837, 1.051271, 2.718282], atol=5e-7)
     signal_N = distill.signal(DistillConfig(max_signal=max_signal), teacher, student)
-    weights_N, gated_N = importance.importance_weights(ImportanceConfig(low=0.5, high=2), student - roll)
+    weights_N, gated_N = importance.importance_weights(ImportanceConfig(low=0.5, high=2), student - roll, one_sample(4))
     assert gated_N.tolist() == [False, False, False, True]
     loss_N, _ = policy.policy_loss(PolicyConfig(kind="reinforce"), student, student, signal_N, torch.zeros(4).long())
     (coefficients_R,) = coefficients([np.ones(4, bool)], [1.0], "sequence")

@@ -204,6 +204,53 @@ def test_vector_m1_comes_out_of_a_whole_step():
         assert metrics["reverse_kl"] == pytest.approx(np.mean([0.3, -0.4, 2.7, 0.0]), abs=1e-5)
 
 
+def noisy(one: Learner, samples: list[Sample], scale: float = 0.4) -> list[Sample]:
+    """The same samples, from an engine whose log-probs differ from the learner's."""
+    rng = np.random.default_rng(5)
+    for each, scores in zip(samples, one.score(samples, Want("sampled")), strict=True):
+        each.logprobs_R = scores.logprobs_R + rng.normal(0, scale, each.length).astype(np.float32)
+    return samples
+
+
+@pytest.mark.parametrize("estimator", ["full", "topk", "argmax"])
+def test_a_loss_without_the_drawn_token_is_not_weighted_by_its_ratio(estimator):
+    loss = distilling(estimator)
+    one = learner(loss=loss)
+    one.backward(taught(batch(MIXED), learner(1), loss))
+    calm = gradient(one).clone()
+    metrics = one.backward(noisy(one, taught(batch(MIXED), learner(1), loss))).summary()
+    assert torch.equal(gradient(one), calm)
+    assert metrics["gated"] == 0 and metrics["importance_std"] == 0 and metrics["engine_gap"] > 0.1
+    weighted = LossConfig(distill=loss.distill, importance=ImportanceConfig(states="past", low=0.0, high=1e9))
+    other = learner(loss=weighted)
+    other.backward(noisy(other, taught(batch(MIXED), learner(1), weighted)))
+    assert not torch.allclose(gradient(other), calm)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+def test_importance_weights_of_whole_samples_do_not_depend_on_the_micro_batch(level, monkeypatch):
+    loss = LossConfig(importance=ImportanceConfig(level=level, low=0.0, high=1e9))
+    found = []
+    for tokens, chunk in ((10_000, 10_000), (12, 1)):
+        monkeypatch.setattr(forward, "chunk_length", lambda *_, chunk=chunk: chunk)
+        one = double(learner(loss=loss, optim=OptimConfig(tokens_per_batch=tokens)))
+        samples = noisy(one, batch(MIXED))
+        for number, each in enumerate(samples):
+            each.weights, each.advantages_R = Weights(pg=1.0), np.full(each.length, 1.0 - number, dtype=np.float32)
+        metrics = one.backward(samples).summary()
+        found.append((gradient(one).clone(), metrics["importance_std"], metrics["effective_sample_size"]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-9, atol=1e-12)
+    assert found[0][1:] == pytest.approx(found[1][1:], rel=1e-5)
+    # by hand: weights w of all tokens, from the log-ratios learner - engine
+    ratios = []
+    for each, scores in zip(samples, one.score(samples, Want("sampled")), strict=True):
+        log_R = scores.logprobs_R.astype(np.float64) - each.logprobs_R
+        ratios.append({"token": log_R, "sequence": log_R.sum(), "geometric": log_R.mean() if len(log_R) else 0}[level])
+    w = np.concatenate([np.exp(np.broadcast_to(r, each.length)) for r, each in zip(ratios, samples, strict=True)])
+    assert found[0][1] == pytest.approx(w.std(), rel=1e-4)
+    assert found[0][2] == pytest.approx(w.sum() ** 2 / (len(w) * (w**2).sum()), rel=1e-4)
+
+
 @pytest.mark.parametrize("case", ESTIMATORS, ids=str)
 def test_a_teacher_that_equals_the_student_gives_no_signal_and_no_gradient(case):
     estimator, changes = case

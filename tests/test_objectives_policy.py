@@ -126,15 +126,17 @@ def test_importance_weights_are_detached_and_finite_for_any_log_ratio():
         "truncate": ([1, 2, 0, 0, 2, 0], [False, True, False, True, True, False]),
         "off": ([1, 1, 1, 1, 1, 1], [False] * 6),
     }
+    apart_N = torch.arange(len(log_ratio_N))
     for mode, (weights, gated) in expected.items():
-        weights_N, gated_N = importance.importance_weights(ImportanceConfig(mode=mode), log_ratio_N)
+        weights_N, gated_N = importance.importance_weights(ImportanceConfig(mode=mode), log_ratio_N, apart_N)
         assert weights_N.tolist() == weights and gated_N.tolist() == gated
         assert not weights_N.requires_grad
 
 
 def test_the_gate_is_idle_and_bitwise_the_identity_for_equal_engines():
     logprobs_N = torch.tensor([-0.3, -7.0, -0.01])
-    weights_N, gated_N = importance.importance_weights(ImportanceConfig(), logprobs_N - logprobs_N)
+    one_N = torch.zeros(3, dtype=torch.int64)
+    weights_N, gated_N = importance.importance_weights(ImportanceConfig(), logprobs_N - logprobs_N, one_N)
     assert weights_N.tolist() == [1, 1, 1] and not gated_N.any()
 
 
@@ -160,3 +162,45 @@ def test_nonsense_rewards_and_kinds_are_refused():
         group_advantages([1.0, -1.0], "maxrl")
     with pytest.raises(ValueError, match="use grpo"):
         group_advantages([1.0, 0.0], "gae")
+
+
+LOG_RATIO = torch.tensor([0.1, -0.3, 0.4, 0.5, -1.0], dtype=torch.float64)
+TWO_SAMPLES = torch.tensor([0, 0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("level", "logs"),
+    [
+        ("token", [0.1, -0.3, 0.4, 0.5, -1.0]),
+        ("sequence", [0.2, 0.2, 0.2, -0.5, -0.5]),
+        ("geometric", [0.2 / 3, 0.2 / 3, 0.2 / 3, -0.25, -0.25]),
+    ],
+)
+def test_weights_are_of_the_token_or_of_its_whole_sample(level, logs):
+    ratios = torch.tensor(logs, dtype=torch.float64).exp()
+    config = ImportanceConfig(mode="gate", level=level, low=0.7, high=1.4)
+    weights_N, gated_N = importance.importance_weights(config, LOG_RATIO, TWO_SAMPLES)
+    inside = (ratios >= 0.7) & (ratios <= 1.4)
+    torch.testing.assert_close(weights_N, torch.where(inside, ratios, 0.0))
+    assert gated_N.tolist() == (~inside).tolist()
+    config = ImportanceConfig(mode="truncate", level=level, low=0.7, high=1.4)
+    weights_N, gated_N = importance.importance_weights(config, LOG_RATIO, TWO_SAMPLES)
+    torch.testing.assert_close(weights_N, ratios.clamp(0.7, 1.4))
+    assert gated_N.tolist() == (~inside).tolist()
+
+
+def test_a_state_is_weighted_by_the_tokens_before_it():
+    config = ImportanceConfig(states="past", low=0.0, high=9.0)
+    found = importance.state_weights(config, LOG_RATIO, TWO_SAMPLES)
+    assert found is not None
+    weights_N, _ = found
+    torch.testing.assert_close(weights_N, torch.tensor([0, 0.1, -0.2, 0, 0.5], dtype=torch.float64).exp())
+    assert importance.state_weights(ImportanceConfig(), LOG_RATIO, TWO_SAMPLES) is None
+    with pytest.raises(ValueError, match="states: past"):
+        ImportanceConfig(mode="off", states="past")
+
+
+def test_truncation_is_from_above_unless_a_lower_bound_is_given():
+    assert ImportanceConfig(mode="truncate").low == 0.0
+    assert ImportanceConfig(mode="truncate", low=0.9).low == 0.9
+    assert ImportanceConfig(mode="gate").low == 0.5

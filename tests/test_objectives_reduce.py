@@ -18,9 +18,17 @@ def ones(lengths):
     return [np.ones(n, dtype=bool) for n in lengths]
 
 
-@pytest.mark.parametrize(("reduction", "denominators"), [("sequence", [4 * 3, 1 * 3, 3 * 3]), ("token", [8, 8, 8])])
+@pytest.mark.parametrize(
+    ("reduction", "denominators"),
+    [
+        ("sequence", [4 * 3, 1 * 3, 3 * 3]),
+        ("token", [8, 8, 8]),
+        ("constant", [10 * 3] * 3),  # L_max 10
+        ("sequence_sum", [3, 3, 3]),
+    ],
+)
 def test_samples_count_only_with_a_weight_and_a_valid_token(reduction, denominators):
-    per_sample = coefficients(ones(LENGTHS), WEIGHTS, reduction)
+    per_sample = coefficients(ones(LENGTHS), WEIGHTS, reduction, length=10)
     assert [len(c) for c in per_sample] == LENGTHS
     for i, denominator in zip((0, 1, 4), denominators, strict=True):
         assert per_sample[i].tolist() == [WEIGHTS[i] / denominator] * LENGTHS[i]
@@ -50,6 +58,8 @@ def test_nonsense_is_refused():
         coefficients(ones([1]), [math.nan], "token")
     with pytest.raises(ValueError, match="unknown reduction 'mean'"):
         coefficients(ones([1]), [1.0], "mean")
+    with pytest.raises(ValueError, match=r"give loss\.length"):
+        coefficients(ones([1]), [1.0], "constant")
     with pytest.raises(ValueError, match="coefficients for"):
         weighted_sum(torch.ones(2), torch.ones(2, 1))
 

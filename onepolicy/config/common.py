@@ -307,6 +307,11 @@ class RunConfig(FolderConfig):
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    @property
+    def learning_temperature(self) -> float:
+        """Of the softmax that learns. Texts (sft, offpolicy) are imitated at 1, whatever they were sampled at."""
+        return 1.0
+
     @model_validator(mode="after")
     def _the_student_computes_in_a_dtype_that_trains(self) -> Self:
         if self.model.dtype not in ("float32", "bfloat16"):

@@ -35,19 +35,33 @@ class PolicyConfig(Strict):
 
 
 class ImportanceConfig(Strict):
-    """Weights between the engine that wrote a token and the learner (MiMo-V2-Flash §4.4).
+    """Weights between the engine that generated a token and the learner (MiMo-V2-Flash §4.4).
 
-    `gate` zeroes a token whose ratio leaves [low, high]; `truncate` caps the ratio at `high`.
+    mode    gate      zeroes a token whose ratio leaves [low, high]
+            truncate  moves a ratio outside to the nearer bound; its `low` is 0 by default
+    level   token | sequence (the product over a sample, GSPO's default) | geometric (its |y|-th root)
+    states  of losses that do not depend on the drawn token (topk, full, argmax): ignore the way to a state, or weigh a
+            state by the ratios of the tokens before it (past)
     """
 
     mode: Literal["off", "gate", "truncate"] = "gate"
+    level: Literal["token", "sequence", "geometric"] = "token"
     low: NonNegativeFloat = 0.5
     high: PositiveFloat = 2.0
+    states: Literal["ignore", "past"] = "ignore"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truncate_from_above(cls, data: Any) -> Any:
+        truncates = isinstance(data, Mapping) and data.get("mode") == "truncate"
+        return {"low": 0.0, **data} if truncates else data
 
     @model_validator(mode="after")
     def _brackets_one(self) -> Self:
         if self.mode != "off" and not self.low <= 1 <= self.high:
             raise ValueError(f"low={self.low} and high={self.high} must bracket 1, the ratio of equal engines")
+        if self.mode == "off" and self.states == "past":
+            raise ValueError("states: past weighs states by importance, which mode: off switches off: remove one")
         return self
 
 
@@ -190,12 +204,41 @@ class DistillConfig(Strict):
 
 
 class LossConfig(Strict):
-    """How one step turns annotations into a number. `sequence`: mean over tokens, then over sequences."""
+    """How one step turns annotations into a number.
 
-    reduction: Literal["sequence", "token"] = "sequence"
+    reduction  sequence      mean over a response's tokens, then over responses (MOPD)
+               token         mean over all tokens (DAPO)
+               constant      sum over tokens / (responses · length): no response's length matters (Dr.GRPO)
+               sequence_sum  sum over a response's tokens, then mean over responses (TRL's luspo)
+    length     L_max of `constant`, for example 1024; by default rollout.max_new_tokens
+    """
+
+    reduction: Literal["sequence", "token", "constant", "sequence_sum"] = "sequence"
+    length: PositiveInt | None = None
     policy: PolicyConfig = PolicyConfig()
     distill: DistillConfig = DistillConfig()
     importance: ImportanceConfig = ImportanceConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gspo_weighs_sequences(cls, data: Any) -> Any:
+        """GSPO's ratio is of the sequence, and so by default is its importance weight."""
+        if not isinstance(data, Mapping) or _kind_of(data.get("policy")) != "gspo":
+            return data
+        importance = data.get("importance", {})
+        if not isinstance(importance, Mapping) or "level" in importance:
+            return data
+        return {**data, "importance": {**importance, "level": "sequence"}}
+
+    @model_validator(mode="after")
+    def _length_belongs_to_constant(self) -> Self:
+        if self.length is not None and self.reduction != "constant":
+            raise ValueError(f"length={self.length} belongs to reduction constant, not to {self.reduction}: remove it")
+        return self
+
+
+def _kind_of(policy: Any) -> Any:
+    return policy.get("kind") if isinstance(policy, Mapping) else getattr(policy, "kind", None)
 
 
 class BalanceConfig(Strict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -53,11 +53,34 @@ class DiagnosedConfig(RunConfig):
         0, description="steps between measurements of overlap and symmetric KL to the origin, teachers, peers; 0: none"
     )
 
+    @property
+    def learning_temperature(self) -> float:
+        """That of the policy's own rollouts: what was sampled is what is trained."""
+        return self.rollout.temperature
+
     @model_validator(mode="after")
     def _has_an_origin(self) -> Self:
         if self.diagnose_every and self.model.path is None:
             raise ValueError("diagnose_every > 0 needs a starting model with a `path`: one from scratch is no origin")
         return self
+
+
+def _with_length(data: Any, rollout: RolloutConfig) -> Any:
+    """Reduction `constant` divides by the longest possible response unless the file gives another length."""
+    loss = data.get("loss") if isinstance(data, dict) else None
+    if not isinstance(loss, dict) or loss.get("reduction") != "constant" or loss.get("length") is not None:
+        return data
+    given = data.get("rollout", {})
+    longest = given.get("max_new_tokens") if isinstance(given, dict) else given.max_new_tokens
+    return {**data, "loss": {**loss, "length": longest or rollout.max_new_tokens}}
+
+
+def _no_length_bias(advantage: str, loss: LossConfig) -> None:
+    if advantage == "dr_grpo" and loss.reduction == "sequence":
+        raise ValueError(
+            "advantage: dr_grpo is to take the bias of GRPO by length away, and loss.reduction: sequence divides each "
+            "response by its length again: use loss.reduction: constant (as its paper does), or token"
+        )
 
 
 class ReinforcedConfig(DiagnosedConfig):
@@ -71,8 +94,14 @@ class ReinforcedConfig(DiagnosedConfig):
     overlong: Literal["keep", "mask"] = Field("keep", description="train on truncated responses, or mask them")
     inner_updates: PositiveInt = 1
 
+    @model_validator(mode="before")
+    @classmethod
+    def _constant_has_a_length(cls, data: Any) -> Any:
+        return _with_length(data, TrainingRolloutConfig())
+
     @model_validator(mode="after")
     def _groups_have_a_baseline(self) -> Self:
+        _no_length_bias(self.advantage, self.loss)
         if self.rollout.n == 1:
             raise ValueError("rollout.n is 1: a group of one has no baseline and its advantage is 0; use n >= 2")
         _updates_fit(self.inner_updates, self.rollout)
@@ -157,8 +186,15 @@ class MopdConfig(TaughtConfig, DiagnosedConfig):
     balance: BalanceConfig = BalanceConfig()
     check: CheckConfig = CheckConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _constant_has_a_length(cls, data: Any) -> Any:
+        return _with_length(data, MopdRolloutConfig())
+
     @model_validator(mode="after")
     def _weights_mean_something(self) -> Self:
+        if self.outcome_weight.largest > 0:
+            _no_length_bias(self.advantage, self.loss)
         if self.rollout.n == 1 and self.outcome_weight.largest > 0:
             raise ValueError(
                 "outcome_weight > 0 with rollout.n 1: a group of one has no baseline, so the outcome term is 0; "
