@@ -39,6 +39,29 @@ def coefficients(samples: Sequence[Sample], loss: LossConfig) -> dict[str, list[
     return found
 
 
+def join_means(samples: Sequence[Sample], loss: LossConfig) -> None:
+    """Scale weights so that all components share one mean, over all samples of the update that count in any.
+
+    Without it each component has a mean of its own: with 512 samples for policy gradient and 64 for distillation, both
+    have the same part in the update. With it their parts are 512 : 64 (under the token reduction, as their tokens).
+    """
+    by_component = coefficients(samples, loss)
+    counted: dict[str, list[int]] = {}
+    for component in COMPONENTS:
+        counted[component] = [i for i, c_R in enumerate(by_component[component]) if np.any(c_R)]
+    everyone = sorted({i for members in counted.values() for i in members})
+    total = _size_of_mean([samples[i] for i in everyone], loss)
+    for component, members in counted.items():
+        fraction = _size_of_mean([samples[i] for i in members], loss) / total if members else 1.0
+        for i in members:
+            setattr(samples[i].weights, component, getattr(samples[i].weights, component) * fraction)
+
+
+def _size_of_mean(samples: Sequence[Sample], loss: LossConfig) -> int:
+    """The number that a mean over these samples divides by: tokens, or samples."""
+    return sum(sample.length for sample in samples) if loss.reduction == "token" else len(samples)
+
+
 def teacher_logprobs(sample: Sample) -> Array:
     """[R]: of the sampled tokens; 0 where nobody teaches."""
     return sample.teacher.logprobs_R if sample.teacher is not None else np.zeros(sample.length, dtype=np.float32)

@@ -10,7 +10,7 @@ import pytest
 from onepolicy.balancing import Balancer
 from onepolicy.config import BalanceConfig, LossConfig
 from onepolicy.types import Sample, Task, TokenScores, Weights
-from onepolicy.update import coefficients
+from onepolicy.update import coefficients, join_means
 
 TOKEN, SEQUENCE = LossConfig(reduction="token"), LossConfig(reduction="sequence")
 
@@ -137,6 +137,21 @@ def test_copds_native_and_cross_samples_are_balanced_as_the_update_weighs_them()
 
     assert update_of([*native, *cross], SEQUENCE) == pytest.approx({"mine": 1.0, "peer": 1.0})
     assert [row["budget/mine"], row["budget/peer"]] == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("loss", "native", "cross"),
+    [(SEQUENCE, 512 / 576, 64 / 576), (TOKEN, 5 * 512 / (5 * 512 + 8 * 64), 8 * 64 / (5 * 512 + 8 * 64))],
+    ids=["sequence", "token"],
+)
+def test_a_joint_mean_is_over_native_and_cross_samples_together(loss: LossConfig, native: float, cross: float) -> None:
+    own = [replace(sample("mine", 5, 0.0), teacher=None, weights=Weights(pg=1.0)) for _ in range(512)]
+    for one in own:
+        one.advantages_R = np.ones(5, dtype=np.float32)
+    others = [sample("peer", 8, 1.0) for _ in range(64)]
+    assert update_of([*own, *others], loss) == pytest.approx({"mine": 1.0, "peer": 1.0})
+    join_means([*own, *others], loss)
+    assert update_of([*own, *others], loss) == pytest.approx({"mine": native, "peer": cross})
 
 
 def test_the_budget_adds_up_all_components_of_a_sample() -> None:

@@ -175,3 +175,11 @@ def test_hub_and_spoke_and_switched_off_directions() -> None:
         parse_run({**common, "exchange": {"hub": "txt"}})
     with pytest.raises(ConfigError, match="no value for image, video"):
         parse_run({**common, "exchange": {"beta": {"text": 1.0}}})
+
+
+def test_a_joint_mean_weighs_cross_samples_by_their_number(tmp_path: Path) -> None:
+    shared = {"rl_steps": 0, "steps": 1, "exchange": {"prompts": 1, "n": 2}, "diagnose_every": 0}
+    for mean in ("separate", "joint"):
+        exchange = {**shared["exchange"], "mean": mean}  # type: ignore[dict-item]  # a mapping
+        recipes.run(copd_config(tmp_path, output=str(tmp_path / mean), **{**shared, "exchange": exchange}))
+    assert not same(weights(tmp_path / "separate"), weights(tmp_path / "joint"))

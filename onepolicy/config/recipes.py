@@ -224,11 +224,16 @@ def _something_to_wait_for(distill: ScheduleConfig, outcome: ScheduleConfig) -> 
 
 
 class ExchangeConfig(Strict):
-    """Who teaches whom in CoPD's distillation phases.
+    """Who teaches whom in CoPD's distillation phases, and how much.
 
-    `pairwise`: every branch learns from every other. With a `hub`, every other branch exchanges with the hub only
-    (the paper's choice for three branches). `without` switches directions off, each as [student, teacher].
-    `prompts` per peer and step, answered `n` times each; `beta` weighs what they say, one number or one per branch.
+    hub      None: every branch learns from every other (pairwise). A name: every other branch exchanges with this one
+             only (the paper's choice for three branches)
+    without  directions that are off, each as [student, teacher]
+    prompts  cross prompts per peer and step, answered `n` times each
+    mean     separate  native and cross samples have a mean each: beta weighs them 1 : beta, whatever their numbers
+             joint     one mean over both: 512 native and 64 cross samples weigh 512 : 64·beta
+    beta     one number, or one per branch. All cross samples of a branch share their mean, so each of a hub's two
+             spokes has half of beta
     """
 
     hub: str | None = None
@@ -236,6 +241,7 @@ class ExchangeConfig(Strict):
     peers: Literal["live", "snapshot"] = "live"
     prompts: PositiveInt = 64
     n: PositiveInt = 1
+    mean: Literal["separate", "joint"] = "separate"
     beta: NonNegativeFloat | dict[str, NonNegativeFloat] = 1.0
 
     def beta_of(self, branch: str) -> float:

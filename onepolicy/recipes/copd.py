@@ -6,7 +6,8 @@
     at the end:      θ* = merge(θ_0, θ_1 … θ_K), which is also what is evaluated on the way, beside the branches
 
 Peers are live by default: all rollouts and scores of a step come before any update. With one branch this is `rlvr`,
-and with opd_steps 0 it is `rlvr` per domain and a merge, bit for bit.
+and with opd_steps 0 it is `rlvr` per domain and a merge, bit for bit. Neither the clip of the signal (loss.distill) nor
+the gate on engine noise (loss.importance) is in the paper; `transform: none` and `mode: off` take them away.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from onepolicy.session import Session, stream
 from onepolicy.tasks.mixture import Mixture
 from onepolicy.teachers import wanted
 from onepolicy.types import Sample, Want, Weights
+from onepolicy.update import join_means
 
 CROSS = 50  # numbers the draws of cross prompts, after those of dynamic sampling
 
@@ -52,6 +54,8 @@ def copd(config: CopdConfig) -> None:
                 annotate_reinforcement(samples[name], config)
                 for number, peer in enumerate(config.teachers_of(name) if config.in_opd(step) else []):
                     samples[name] += taught(session, config, step, name, peer, cross[name, peer], number)
+                if config.exchange.mean == "joint":
+                    join_means(samples[name], config.loss)
                 row |= labelled(balancers[name].annotate(samples[name]), name)
             if config.diagnose_every and step % config.diagnose_every == 0:
                 row |= gaps(session.policies, samples, origin)
