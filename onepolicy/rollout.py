@@ -75,7 +75,8 @@ def annotate_advantages(samples: Sequence[Sample], kind: AdvantageKind, turn_wei
     """
     for group in groups_of(samples):
         graded = [sample for sample in group if _is_graded(sample)]
-        advantages_G = group_advantages(graded_rewards(group), kind)
+        penalties = np.array([sample.penalty for sample in graded])
+        advantages_G = group_advantages(graded_rewards(group) + penalties, kind)
         turns_GR: Sequence[Array | float] = [0.0] * len(graded)
         if turn_weight and any(sample.turn_rewards for sample in graded):
             turns_GR = [turn_weight * turns_R for turns_R in turn_advantages(graded, kind)]

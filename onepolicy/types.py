@@ -136,6 +136,7 @@ class Sample:
     grader_failed: bool = False
     history: tuple[Message, ...] = ()
     turn_rewards: tuple[float, ...] = ()
+    penalty: float = 0.0  # added to the reward where advantages are made of it, for example for length; at most 0
     advantages_R: Array | None = None  # policy-gradient signal
     teacher: TokenScores | None = None
     old_logprobs_R: Array | None = None  # the learner's, before the first of several inner updates

@@ -121,6 +121,7 @@ def test_the_defaults_of_rlvr_are_the_vetted_ones() -> None:
         "turn_weight": 0.0,
         "max_draws": 1,
         "overlong": "keep",
+        "overlong_cache": None,
         "reference_kl": 0.0,
         "inner_updates": 1,
     }
@@ -191,6 +192,15 @@ def test_dr_grpo_is_refused_with_a_reduction_that_keeps_its_bias() -> None:
     for reduction in ("constant", "token"):
         parse_run(RLVR | {"advantage": "dr_grpo", "loss": {"reduction": reduction}})
     parse_run(MOPD | {"advantage": "dr_grpo"})  # without outcome rewards nothing is made of it
+
+
+def test_a_soft_punishment_of_length_needs_a_cache_below_the_limit() -> None:
+    soft = {"overlong": "soft", "overlong_cache": 20, "rollout": {"max_new_tokens": 100}}
+    parse_run(RLVR | soft)
+    assert "overlong: soft needs a cache" in faults(RLVR | soft | {"overlong_cache": None})
+    assert "overlong: soft needs a cache" in faults(RLVR | {"overlong_cache": 20})
+    assert "at most 100 tokens: lower it" in faults(RLVR | soft | {"overlong_cache": 100})
+    assert "maxrl needs rewards >= 0" in faults(RLVR | soft | {"advantage": "maxrl"})
 
 
 def test_demonstrations_are_learnt_at_temperature_1() -> None:

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 from onepolicy.config import DistillConfig, ImportanceConfig, LossConfig, PolicyConfig
 from onepolicy.merging import average, slerp_tensor, task_arithmetic, ties
 from onepolicy.objectives import balance, distill, divergences, importance, policy
-from onepolicy.objectives.advantages import group_advantages, whiten
+from onepolicy.objectives.advantages import group_advantages, overlong_penalty, whiten
 from onepolicy.objectives.reduce import coefficients, weighted_sum
 from onepolicy.types import scatter
 
@@ -349,3 +349,8 @@ def test_g3_ties_takes_the_mean_of_the_agreeing_signs():
     base = {"w": t(0, 0, 0, 0, 0)}
     teachers = [{"w": t(1, -2, 3, -0.1, 0.2)}, {"w": t(-1.5, -1, 1, 0.3, -0.05)}]
     close(ties(base, teachers, [0.5, 0.5], density=1)["w"], [-1.5, -1.5, 2, 0.3, 0.2])
+
+
+def test_the_soft_overlong_punishment_of_dapo():
+    """L_max 100, cache 20."""
+    assert [overlong_penalty(length, 100, 20) for length in (1, 80, 90, 100, 101)] == [0.0, 0.0, -0.5, -1.0, -1.0]

@@ -92,6 +92,14 @@ def test_advantages_go_to_the_samples_of_their_group_in_any_order(kind: str, uni
         np.testing.assert_allclose(one.advantages_R, advantages_R, rtol=1e-6)
 
 
+def test_a_penalty_is_part_of_the_reward_that_advantages_are_made_of() -> None:
+    right, late = sample(0, 2, 1.0), sample(0, 2, 1.0, index=1)
+    late.penalty = -0.5
+    annotate_advantages([right, late], "dr_grpo")
+    np.testing.assert_allclose([right.advantages_R[0], late.advantages_R[0]], [0.25, -0.25])  # type: ignore[index]
+    assert late.reward == 1.0, "the reward itself is what the grader said"
+
+
 def test_an_ungraded_sample_gets_no_advantage() -> None:
     with pytest.raises(AssertionError, match="sample of task t0 has not been graded"):
         annotate_advantages([sample(0, 1)], "grpo")

@@ -91,7 +91,12 @@ class ReinforcedConfig(DiagnosedConfig):
     advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl"] = "grpo"
     turn_weight: NonNegativeFloat = Field(0.0, description="of the rewards that environments give to single turns")
     max_draws: PositiveInt = Field(1, description="dynamic sampling: draw up to this many batches to fill one")
-    overlong: Literal["keep", "mask"] = Field("keep", description="train on truncated responses, or mask them")
+    overlong: Literal["keep", "mask", "soft"] = Field(
+        "keep",
+        description="truncated responses: train on them; leave them out of the loss and of its denominator (mask); or "
+        "punish the last `overlong_cache` tokens before the limit, softly (DAPO)",
+    )
+    overlong_cache: PositiveInt | None = None
     inner_updates: PositiveInt = 1
 
     @model_validator(mode="before")
@@ -102,12 +107,27 @@ class ReinforcedConfig(DiagnosedConfig):
     @model_validator(mode="after")
     def _groups_have_a_baseline(self) -> Self:
         _no_length_bias(self.advantage, self.loss)
+        self._soft_has_a_cache()
         if self.rollout.n == 1:
             raise ValueError("rollout.n is 1: a group of one has no baseline and its advantage is 0; use n >= 2")
         _updates_fit(self.inner_updates, self.rollout)
         if self.loss.distill.weighting.max_disagreement is not None:
             raise ValueError("max_disagreement is about a student's several teachers, which only mopd has: remove it")
         return self
+
+    def _soft_has_a_cache(self) -> None:
+        if (self.overlong_cache is not None) != (self.overlong == "soft"):
+            raise ValueError(
+                f"overlong is {self.overlong} and overlong_cache {self.overlong_cache}: overlong: soft needs a cache, "
+                "the tokens before the limit that are punished (DAPO: 4096 of 20480), and nothing else has one"
+            )
+        limits = [self.rollout.max_new_tokens, *(d.max_new_tokens for d in self.domains.values() if d.max_new_tokens)]
+        if self.overlong_cache is not None and self.overlong_cache >= min(limits):
+            raise ValueError(
+                f"overlong_cache is {self.overlong_cache}, and responses have at most {min(limits)} tokens: lower it"
+            )
+        if self.overlong == "soft" and self.advantage == "maxrl":
+            raise ValueError("advantage: maxrl needs rewards >= 0, and overlong: soft makes them negative: use grpo")
 
 
 class ReferencedConfig(ReinforcedConfig):

@@ -47,6 +47,15 @@ def group_advantages(rewards_G: ArrayLike, kind: AdvantageKind) -> Array:
             raise ValueError(f"unknown advantage {kind!r}: use grpo, dr_grpo, rloo or maxrl")
 
 
+def overlong_penalty(length: int, max_length: int, cache: int) -> float:
+    """The soft punishment of long responses, in [-1, 0], to be added to the reward (DAPO, arXiv 2503.14476, Eq. 13).
+
+    0 up to max_length - cache, then linear to -1 at max_length: with 100 and 20, a response of 90 tokens gets -0.5.
+    """
+    over = length - (max_length - cache)
+    return -min(1.0, max(0.0, over / cache))
+
+
 def whiten(values: ArrayLike, mask: ArrayLike) -> Array:
     """(value - mean) / Bessel's std over the places where `mask` is true; 0 elsewhere, whatever stands there.
 

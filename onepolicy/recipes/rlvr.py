@@ -12,6 +12,7 @@ from collections import Counter
 
 from onepolicy.config import ReinforcedConfig, RlvrConfig
 from onepolicy.drift import Drift
+from onepolicy.objectives.advantages import overlong_penalty
 from onepolicy.policy import Policy
 from onepolicy.rewards import has_contrast
 from onepolicy.rollout import annotate_advantages, groups_of, learn
@@ -46,6 +47,10 @@ def annotate_reinforcement(samples: list[Sample], config: ReinforcedConfig) -> N
     for sample in samples:
         masked = config.overlong == "mask" and sample.finish == "length"
         sample.weights = Weights(pg=0.0 if masked else 1.0)
+        if config.overlong_cache is not None:
+            limit = config.domains[sample.task.domain].max_new_tokens or config.rollout.max_new_tokens
+            limit = min(limit, config.rollout.max_new_tokens)
+            sample.penalty = overlong_penalty(sample.length, limit, config.overlong_cache)
     annotate_advantages(samples, config.advantage, config.turn_weight)
 
 
