@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
+from onepolicy.circumstances import device_name
 from onepolicy.config import LossConfig, MergeConfig, ModelConfig, RunConfig
 from onepolicy.engines.base import Engine, Sampling
 from onepolicy.engines.room import Room
@@ -38,6 +39,7 @@ from onepolicy.tasks.mixture import Mixture
 from onepolicy.tasks.screen import Screen
 from onepolicy.teachers import Routed, Shelf
 from onepolicy.types import Sample, Task
+from onepolicy.watch import Watch, identities, require_same
 
 EVAL_SEED = 20_000_000  # of the answers to held-out questions: the same for every run, step and seed
 GOLDS = 16  # gold answers per domain that are graded before anything else
@@ -80,6 +82,8 @@ class Session:
         # then tasks and their graders, which fail on wrong gold answers
         self.folder = RunFolder(config)
         stack.callback(self.folder.close)
+        self.watch = Watch()
+        self.identities: dict[str, Any] = identities(config.model, config.domains, self.watch)  # before they are read
         self.mixture = Mixture(config.domains, config.seed)
         self.grader = stack.enter_context(Grader(config.domains))
         require_golds(self.mixture.sources, GOLDS, self.grader.grade)
@@ -102,7 +106,6 @@ class Session:
         # what a checkpoint remembers besides the learners
         self.failures = Failures()
         self.remembered: dict[str, Stateful] = {"mixture": self.mixture, "failures": self.failures}
-        self.identities: dict[str, Any] = {}
         self.totals = {"sequences": 0, "tokens": 0, "seconds": 0.0}
         self._written = np.zeros(2, dtype=np.int64)  # sequences and tokens of this step, also those that it rejects
         self._show: Callable[[int, Mapping[str, float]], None] = lambda step, row: None
@@ -155,12 +158,17 @@ class Session:
     def steps(self) -> Iterator[int]:
         """Step numbers from where the run stands to the end, with the chores in between. Then call `finish`."""
         config, start = self.config, self._resume()
+        device = self.learner.device
+        differing = self.folder.record_start(start, config.threads, device_name(device.type, device.index))
+        if differing and start:
+            print(f"warning: this resume is not bit-identical: {', '.join(differing)}", file=sys.stderr)
         self._clock = time.monotonic() - self.totals["seconds"]
         self._show = self._stack.enter_context(progress(config.output.name, config.steps, start))
         for step in range(start, config.steps):
             torch.manual_seed(stream("step", config.seed, step))  # router noise, say: the same after a resume
             self._written[:] = 0
             self.failures.begin()
+            self.watch.check()
             yield step
             done = step + 1
             if self.is_evaluated(done):
@@ -251,14 +259,7 @@ class Session:
             self.folder.rewind(0)
             return 0
         learner, facts = found
-        for name, was in facts["identities"].items():
-            now = self.identities.get(name, {})
-            if now != was:
-                parts = ", ".join(part for part in was if now.get(part) != was[part])
-                raise ValueError(
-                    f"{name!r} is not what it was when this run was started, it differs in {parts}: "
-                    "restore it, or start a new run with another output"
-                )
+        require_same(facts["identities"], self.identities)
         if facts["step"] > self.config.steps:
             raise ValueError(
                 f"{self.folder.path} is at step {facts['step']} already: set steps to at least that, or another output"

@@ -22,12 +22,12 @@ MAX_LINES, MAX_FUNCTION, MAX_FIELDS = 400, 60, 12
 # From the bottom up. A module imports from lower layers only, and a folder also from itself. What shares a layer does
 # not know of each other.
 LAYERS: list[set[str]] = [
-    {"types", "thought", "files"},
-    {"config", "progress", "merging", "sandbox", "rewards"},
+    {"types", "thought", "files", "circumstances"},
+    {"config", "progress", "merging", "sandbox", "rewards", "leftovers"},
     {"tasks", "objectives", "tiny", "meter", "evaluation", "failures"},
     {"runfolder", "engines", "normalised", "checkpoints"},
     {"weightcache"},  # hashes files as run folders do, and is read by whoever loads weights
-    {"models", "diagnostics", "written", "jobs"},
+    {"models", "diagnostics", "written", "jobs", "watch"},
     {"teachers", "learner", "mergeinputs"},
     {"rollout", "preflight", "policy", "balancing", "annealing", "mergefiles"},
     {"session", "forecast", "gradients"},

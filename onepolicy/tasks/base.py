@@ -16,6 +16,7 @@ import string
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Protocol, Self, runtime_checkable
 
 from pydantic import AfterValidator
@@ -112,6 +113,14 @@ class SourceOptions(Strict):
     def held_out(self) -> Self:
         """The options of the source that evaluation draws from. The same, unless evaluation has data of its own."""
         return self
+
+    def source_files(self) -> list[Path]:
+        """The files that its questions come from."""
+        return []
+
+    def import_paths(self) -> list[str]:
+        """Where its graders or its class come from: module:name."""
+        return []
 
 
 class GraderBug(ValueError):

@@ -24,6 +24,9 @@ class CustomOptions(SourceOptions):
     source: str
     options: dict[str, Any] = Field(default_factory=dict)
 
+    def import_paths(self) -> list[str]:
+        return [self.source]
+
     @model_validator(mode="after")
     def _class_takes_the_options(self) -> Self:
         source = load_object(self.source)
