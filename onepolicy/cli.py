@@ -5,7 +5,9 @@ Answers --help and configuration errors without importing torch. Everything heav
 
 from __future__ import annotations
 
+import faulthandler
 import io
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -173,14 +175,28 @@ def _load(config: Path, overrides: list[str] | None) -> AnyRun:
     return loaded
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as batch systems send it some seconds before they kill."""
+
+
 @contextmanager
 def _interruptible(hint: str = "interrupted") -> Iterator[None]:
-    """Ctrl-C ends with a line instead of a traceback, and exit code 130."""
+    """Ctrl-C and SIGTERM end with a line instead of a traceback, and exit code 130 or 143.
+
+    What is under way sees an exception, so that a run can keep its last finished step (session.py).
+    """
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"\n{hint}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:
@@ -191,6 +207,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may not have all characters of a prompt
+    if sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)  # a file that is cut off while it is mapped ends the process with SIGBUS
     try:
         app()
     except Exception as error:

@@ -69,6 +69,10 @@ class Watch:
         for path, sha256 in hashes.items():
             self._seen[path.absolute()] = replace(self._seen[path.absolute()], sha256=sha256)
 
+    def include(self, other: Watch) -> None:
+        """Remember the files of another watch, as it has seen them."""
+        self._seen |= other._seen
+
     def check(self) -> None:
         """Raises FilesChanged that names the first file that has changed, and how."""
         for path, seen in self._seen.items():

@@ -21,7 +21,7 @@ from onepolicy.objectives.weighting import turns
 from onepolicy.recipes import run
 from onepolicy.rollout import rollout
 from onepolicy.runfolder import read_rows
-from onepolicy.session import per_domain
+from onepolicy.steprows import per_domain
 from onepolicy.tasks.base import GraderBug
 from onepolicy.tasks.episodes import Episodes
 from onepolicy.tasks.grading import Grader

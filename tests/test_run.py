@@ -19,8 +19,9 @@ from onepolicy import circumstances, files, run
 from onepolicy.config import AnyRun, LossConfig, ScratchConfig, parse_run
 from onepolicy.files import NoSpace
 from onepolicy.models import save_model
+from onepolicy.policy import bytes_on_disk
 from onepolicy.runfolder import RunFolder, check_folder, is_finished, read_rows, tensor_bytes
-from onepolicy.session import Session, bytes_on_disk
+from onepolicy.session import Session
 from onepolicy.tiny import from_scratch
 from tests.disks import fill, mounted
 from tests.runs import DOMAINS, SCRATCH, checkpoint, forked, kill_when, lines, run_of, same, settings, weights

@@ -27,9 +27,9 @@ LAYERS: list[set[str]] = [
     {"tasks", "objectives", "tiny", "meter", "evaluation", "failures"},
     {"runfolder", "engines", "normalised", "checkpoints"},
     {"weightcache"},  # hashes files as run folders do, and is read by whoever loads weights
-    {"models", "diagnostics", "written", "jobs", "watch"},
+    {"models", "diagnostics", "written", "jobs", "watch", "updates"},
     {"teachers", "learner", "mergeinputs"},
-    {"rollout", "preflight", "policy", "balancing", "annealing", "mergefiles"},
+    {"rollout", "preflight", "policy", "balancing", "annealing", "mergefiles", "steprows"},
     {"session", "forecast", "gradients"},
     {"exam", "drift"},
     {"recipes", "report"},

@@ -91,6 +91,7 @@ def write(session: Session, teachers: Routed, domain: str, file: RolloutFile) ->
         for number in range(file.done, len(file.batches)):
             seed = stream(f"rollouts of {domain}", session.config.seed, number)
             tasks = file.batches[number]
+            session.watch.check()
             samples = rollout(engine, session.grader, tasks, file.n, session.sampling, seed=seed, version=0)
             failures.begin()
             failures.observe(samples)
