@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import faulthandler
 import io
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from onepolicy.config.plan import plan
 from onepolicy.faults import memory_hint, user_fault
 from onepolicy.files import require_writable
 from onepolicy.runfolder import check_folder, check_folders
+from onepolicy.signals import Terminated, terminable
 
 # Tracebacks are for us: plain, so that they can be searched and pasted.
 app = typer.Typer(
@@ -175,28 +175,18 @@ def _load(config: Path, overrides: list[str] | None) -> AnyRun:
     return loaded
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as batch systems send it some seconds before they kill."""
-
-
 @contextmanager
 def _interruptible(hint: str = "interrupted") -> Iterator[None]:
     """Ctrl-C and SIGTERM end with a line instead of a traceback, and exit code 130 or 143.
 
     What is under way sees an exception, so that a run can keep its last finished step (session.py).
     """
-
-    def terminate(*_: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
+        with terminable():
+            yield
     except KeyboardInterrupt as error:
         print(f"\n{hint}", file=sys.stderr)
         raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from onepolicy.checkpoints import (
 from onepolicy.config import MergeConfig, ModelConfig
 from onepolicy.models import differing_tokens, load_tokenizer
 from onepolicy.runfolder import sha256
+from onepolicy.watch import Watch
 from onepolicy.weightcache import check_finite, file_facts
 
 MANIFEST = "merge.json"
@@ -64,6 +65,8 @@ class Checkpoint:
             load_generation_config(self.folder, self.who)
         self.tokenizer = load_tokenizer(config, self.who)
         self.files = weight_files(self.folder, self.who)
+        self.watch = Watch()
+        self.watch.add(self.who, [*self.files, *self.beside()])
         self.tensors: dict[str, Stored] = stored_tensors(self.files, self.who)
         model = empty_model(self.model_config, config.attention, self.folder, self.who)
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -103,7 +106,8 @@ class Checkpoint:
         return sorted(path for path in found if path.name != MANIFEST and not path.name.endswith(".index.json"))
 
     def read(self, name: str) -> Tensor:
-        """One tensor, mapped: its pages are let go of with it."""
+        """One tensor, mapped: its pages are let go of with it. Raises FilesChanged if its files have changed."""
+        self.watch.check()
         name = self.shown_as.get(name, name)
         with safe_open(self.tensors[name].file, "pt") as file:
             tensor: Tensor = file.get_tensor(name)
@@ -154,6 +158,11 @@ class Inputs:
         """One tensor of the base and of every model, all of one shape."""
         tensors = [checkpoint.read(name) for checkpoint in self.all]
         return with_rows(tensors, self.rows) if name in self.base.vocabulary_tensors else tensors
+
+    def check_unchanged(self) -> None:
+        """Raises FilesChanged when a file of any model is not what it was when it was opened."""
+        for checkpoint in self.all:
+            checkpoint.watch.check()
 
     def where(self, i: int, tensor: str) -> str:
         checkpoint = self.all[i]

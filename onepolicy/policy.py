@@ -110,3 +110,15 @@ def bytes_on_disk(policies: Iterable[Policy]) -> tuple[int, int]:
         dtype = model.config.dtype or torch.float32
         models += tensor_bytes(model.state_dict()) * dtype.itemsize // torch.float32.itemsize
     return checkpoint, models
+
+
+def model_card(config: RunConfig) -> str:
+    """The README.md of a saved model: what it is and where it came from."""
+    recipe = type(config).model_fields["recipe"].default
+    origin = config.model.path or "a model built from scratch"
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [onepolicy, {recipe}]\n---\n"
+        f"# {config.output.name}\n\nTrained with onepolicy by the recipe `{recipe}` "
+        f"from {origin}, for {config.steps} steps on the domains {', '.join(config.domains)} "
+        f"(seed {config.seed}).\n\nThe full configuration is in `config.yaml` of the run folder that holds this.\n"
+    )

@@ -206,7 +206,8 @@ def check_folder(config: Run) -> None:
             there = load_run(path)
         except ConfigError as error:
             raise ConfigError(f"{path} holds a run that this version cannot read: {error}") from None
-        if not (path / "run.json").is_file() and (path / "config.yaml").read_text(encoding="utf-8") != _dumped(there):
+        written = (path / "run.json").is_file() or _has_begun(path)
+        if not written and (path / "config.yaml").read_text(encoding="utf-8") != _dumped(there):
             raise ValueError(
                 f"{path} holds a config.yaml that no run has written: it would be overwritten; set another output"
             )

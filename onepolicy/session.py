@@ -28,11 +28,12 @@ from onepolicy.evaluation import Evaluation, evaluate
 from onepolicy.failures import Failures
 from onepolicy.learner import Learner
 from onepolicy.models import pick_device
-from onepolicy.policy import Policy, bytes_on_disk
+from onepolicy.policy import Policy, bytes_on_disk, model_card
 from onepolicy.preflight import check_experts
 from onepolicy.progress import hush_transformers, progress
 from onepolicy.rollout import play_on, rollout, submit
 from onepolicy.runfolder import RunFolder, write_atomic
+from onepolicy.signals import undisturbed
 from onepolicy.steprows import per_domain, readable, spent
 from onepolicy.tasks import check_options
 from onepolicy.tasks.check import require_golds
@@ -85,7 +86,7 @@ class Session:
         self.folder = RunFolder(config)
         stack.callback(self.folder.close)
         self.watch = Watch()
-        self.identities: dict[str, Any] = identities(config.model, config.domains, self.watch)  # before they are read
+        self.identities: dict[str, Any] = identities(config.model, config.domains, config.output, self.watch)
         self.mixture = Mixture(config.domains, config.seed)
         self.grader = stack.enter_context(Grader(config.domains))
         require_golds(self.mixture.sources, GOLDS, self.grader.grade)
@@ -133,8 +134,13 @@ class Session:
         return self.policy.learner
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        kept = self._keep_step() if kind is not None and issubclass(kind, STOPS) and self._saves else ""
-        self._stack.close()
+        kept = ""
+        try:
+            if self._saves and kind is not None and issubclass(kind, STOPS):
+                with undisturbed():
+                    kept = self._keep_step()
+        finally:
+            self._stack.close()
         if kept:
             print(f"\n{kept}", file=sys.stderr)
 
@@ -384,15 +390,3 @@ def stream(purpose: str, *numbers: int) -> int:
     """The seed of one random stream; any other purpose or number gives an unrelated one."""
     digest = hashlib.blake2b(f"{purpose} {numbers}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1  # what every generator takes: 63 bits
-
-
-def model_card(config: RunConfig) -> str:
-    """The README.md of a saved model: what it is and where it came from."""
-    recipe = type(config).model_fields["recipe"].default
-    origin = config.model.path or "a model built from scratch"
-    return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [onepolicy, {recipe}]\n---\n"
-        f"# {config.output.name}\n\nTrained with onepolicy by the recipe `{recipe}` "
-        f"from {origin}, for {config.steps} steps on the domains {', '.join(config.domains)} "
-        f"(seed {config.seed}).\n\nThe full configuration is in `config.yaml` of the run folder that holds this.\n"
-    )

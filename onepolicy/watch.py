@@ -92,8 +92,8 @@ class Watch:
 
 def _changed(seen: Seen, path: Path, what: str) -> FilesChanged:
     return FilesChanged(
-        f"{seen.who}: {path} {what} while this run was under way: restore it, and the same command goes on from the "
-        "last checkpoint, or start a new run with another output"
+        f"{seen.who}: {path} {what} while this run was under way: restore it and run the same command again (a run "
+        "goes on from its last checkpoint), or start a new run with another output"
     )
 
 
@@ -108,8 +108,13 @@ def model_hashes(folder: Path) -> Identity:
     return {name: content_hash(folder / name) if name in there else "" for name in MODEL_FILES}
 
 
-def identities(model: ModelConfig, domains: Mapping[str, DomainConfig], watch: Watch) -> dict[str, Identity]:
-    """Of the model that a run starts from, and of each domain's files and modules. `watch` remembers all of them."""
+def identities(
+    model: ModelConfig, domains: Mapping[str, DomainConfig], output: Path, watch: Watch
+) -> dict[str, Identity]:
+    """Of the model that a run starts from, and of each domain's files and modules. `watch` remembers all of them.
+
+    What lies in the run's own folder, `output`, is none of them.
+    """
     found: dict[str, Identity] = {}
     if model.path is not None:
         folder = checkpoint_folder(model)
@@ -118,7 +123,8 @@ def identities(model: ModelConfig, domains: Mapping[str, DomainConfig], watch: W
         found[STUDENT] = {"weights": weights_hash(files), **model_hashes(folder)}
     for name, domain in domains.items():
         options = read_options(name, domain.tasks)
-        paths = [*options.source_files(), *modules_files(options.import_paths())]
+        named = [*options.source_files(), *modules_files(options.import_paths())]
+        paths = [path for path in named if not path.absolute().is_relative_to(output.absolute())]
         if paths:
             watch.add(f"domain {name!r}", paths)
             hashes = {str(path): content_hash(path) for path in paths}

@@ -17,9 +17,11 @@ import yaml
 
 from onepolicy import run
 from onepolicy.circumstances import device_name, versions
-from onepolicy.config import AnyRun, parse_run
+from onepolicy.config import AnyRun, MergeConfig, parse_run
 from onepolicy.failures import Failures
 from onepolicy.files import whole
+from onepolicy.mergefiles import merge_files
+from onepolicy.mergeinputs import Inputs
 from onepolicy.recipes import mopd as recipe
 from onepolicy.runfolder import RunFolder, check_folder, is_finished, read_rows
 from onepolicy.session import Session
@@ -437,3 +439,63 @@ def test_a_signal_keeps_the_finished_step_and_says_which(
     whole_run = parse_run(config.model_dump(mode="json") | {"output": str(tmp_path / "whole"), "steps": steps})
     run(whole_run)
     assert same(weights(config.output), weights(whole_run.output))
+
+
+def test_an_evaluation_that_was_cut_off_is_made_on_the_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    often: dict[str, Any] = {"checkpoint": {"every": 100}, "eval": {"n": 1, "every": 2, "at_end": False}}
+    config, undisturbed = (run_of("sft", tmp_path, output=str(tmp_path / name), **often) for name in ("cut", "whole"))
+    evaluate = Session.evaluate
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    monkeypatch.setattr(Session, "evaluate", evaluate)
+    assert [path.name for path in (config.output / "checkpoints").iterdir()] == ["step-000002"]
+    for one in (config, undisturbed):
+        run(one)
+    texts = [(one.output / "eval" / "step-2.json").read_text() for one in (config, undisturbed)]
+    assert texts[0] == texts[1] and same(weights(config.output), weights(undisturbed.output))
+
+
+def test_a_step_whose_update_has_begun_is_not_kept_as_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = run_of("sft", tmp_path, **QUIET | {"checkpoint": {"every": 2}})
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    after_row(monkeypatch, 4, interrupt)  # the weights are those of step 4, and what else it changes may not be
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    assert f"stopped: step 2 of 4 is kept in {config.output}" in capsys.readouterr().err
+    assert [path.name for path in (config.output / "checkpoints").iterdir()] == ["step-000002"]
+
+
+# -- merging -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_changes_while_it_is_merged_is_not_in_the_result(tmp_path: Path) -> None:
+    models = {name: checkpoint(tmp_path / name, number) for number, name in enumerate(("base", "one", "other"))}
+    config = parse_run(
+        {
+            "recipe": "merge",
+            "output": str(tmp_path / "merged"),
+            "base": models.pop("base"),
+            "models": models,
+            "method": "average",
+        }
+    )
+    assert isinstance(config, MergeConfig)
+    inputs = Inputs(config)
+    file = tmp_path / "one" / "model.safetensors"
+    kept = file.read_bytes()
+    truncated(file)
+    with pytest.raises(FilesChanged, match=r"model 'one': \S+ had [\d,]+ bytes and has 100 bytes"):
+        merge_files(inputs, config, config.output / "model")
+    assert not (config.output / "model").exists()
+    file.write_bytes(kept)
+    run(config)

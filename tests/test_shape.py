@@ -22,7 +22,7 @@ MAX_LINES, MAX_FUNCTION, MAX_FIELDS = 400, 60, 12
 # From the bottom up. A module imports from lower layers only, and a folder also from itself. What shares a layer does
 # not know of each other.
 LAYERS: list[set[str]] = [
-    {"types", "thought", "files", "circumstances"},
+    {"types", "thought", "files", "circumstances", "signals"},
     {"config", "progress", "merging", "sandbox", "rewards", "leftovers"},
     {"tasks", "objectives", "tiny", "meter", "evaluation", "failures"},
     {"runfolder", "engines", "normalised", "checkpoints"},

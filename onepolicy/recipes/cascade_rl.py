@@ -17,9 +17,9 @@ from typing import Any
 
 from onepolicy.config import CascadeConfig, RlvrConfig
 from onepolicy.files import whole
+from onepolicy.policy import model_card
 from onepolicy.recipes.rlvr import rlvr
 from onepolicy.runfolder import RunFolder, check_folder, follow_model, read_object, read_rows, write_atomic
-from onepolicy.session import model_card
 
 COUNTED = ("step", "time", "sequences", "tokens")  # in a row of metrics: so far
 
