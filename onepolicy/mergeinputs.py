@@ -151,6 +151,7 @@ class Inputs:
 
     def check_finite(self) -> None:
         """Raises ValueError naming tensor and file. Reads all weights, unless their hashes are in the cache."""
+        self.check_unchanged()
         for checkpoint in self.all:
             check_finite(checkpoint.files, checkpoint.who)
 

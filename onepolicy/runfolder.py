@@ -206,7 +206,7 @@ def check_folder(config: Run) -> None:
             there = load_run(path)
         except ConfigError as error:
             raise ConfigError(f"{path} holds a run that this version cannot read: {error}") from None
-        written = (path / "run.json").is_file() or _has_begun(path)
+        written = _has_begun(path) or any((path / name).is_file() for name in ("run.json", "done.json"))
         if not written and (path / "config.yaml").read_text(encoding="utf-8") != _dumped(there):
             raise ValueError(
                 f"{path} holds a config.yaml that no run has written: it would be overwritten; set another output"
@@ -243,8 +243,14 @@ def check_folders(configs: Sequence[Run]) -> None:
 def is_finished(config: Run) -> bool:
     """Whether this very run is done: `steps` may have been raised since, and then it is not."""
     check_folder(config)
-    steps = (read_object(Path(config.output) / "done.json") or {}).get("steps")
-    return isinstance(steps, int) and steps >= config.steps
+    file = Path(config.output) / "done.json"
+    done = read_object(file)
+    if done is None:
+        return False
+    if not isinstance(done.get("steps"), int):
+        _warn(f"{file} is damaged (it has no steps) and not used")
+        return False
+    return bool(done["steps"] >= config.steps)
 
 
 def in_use(path: Path) -> bool:
