@@ -40,11 +40,10 @@ from onepolicy.engines.text import Renderer
 from onepolicy.merging import is_finite
 from onepolicy.models import load_tokenizer, read_model
 from onepolicy.types import Sample, TokenScores, Want
-from onepolicy.watch import Watch, model_files, model_hashes
+from onepolicy.watch import Watch, contents, model_files, model_hashes
 from onepolicy.weightcache import (
     Converted,
     check_finite,
-    file_facts,
     keep_converted,
     open_converted,
     weights_hash,
@@ -230,7 +229,7 @@ class FrozenTeacher:
         Raises ValueError, naming tensor and file, for weights that are not finite: the files are read for this anyway.
         """
         check_finite(self.stored_files, self.title)
-        self.watch.know({path: file_facts(path).sha256 for path in self.stored_files})
+        self.watch.know(contents(self.folder, self.stored_files))
         return fingerprint(self.config) | {"dtype": f"{self.config.dtype} autocast" if self.autocast else self.dtype}
 
     @cached_property

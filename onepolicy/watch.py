@@ -16,7 +16,7 @@ from typing import Any
 from onepolicy.checkpoints import checkpoint_folder, weight_files
 from onepolicy.config import DomainConfig, ModelConfig
 from onepolicy.tasks import read_options
-from onepolicy.weightcache import content_hash, weights_hash
+from onepolicy.weightcache import content_hash, file_facts, weights_hash
 
 # Beside the weights, what decides how a model computes, reads and writes: part of its identity, as whole files.
 MODEL_FILES = (
@@ -70,8 +70,8 @@ class Watch:
             self._seen[path.absolute()] = replace(self._seen[path.absolute()], sha256=sha256)
 
     def include(self, other: Watch) -> None:
-        """Remember the files of another watch, as it has seen them."""
-        self._seen |= other._seen
+        """Remember the files of another watch, as it has seen them; of those known already, as they were seen here."""
+        self._seen = {**other._seen, **self._seen}
 
     def check(self) -> None:
         """Raises FilesChanged that names the first file that has changed, and how."""
@@ -108,6 +108,12 @@ def model_hashes(folder: Path) -> Identity:
     return {name: content_hash(folder / name) if name in there else "" for name in MODEL_FILES}
 
 
+def contents(folder: Path, files: Iterable[Path]) -> dict[Path, str]:
+    """The hash of each of a checkpoint's files, which `files` (its weights) and MODEL_FILES name."""
+    beside = {path: content_hash(path) for path in model_files(folder)}
+    return {path: file_facts(path).sha256 for path in files} | beside
+
+
 def identities(
     model: ModelConfig, domains: Mapping[str, DomainConfig], output: Path, watch: Watch
 ) -> dict[str, Identity]:
@@ -121,29 +127,30 @@ def identities(
         files = weight_files(folder)
         watch.add("model", [*files, *model_files(folder)])
         found[STUDENT] = {"weights": weights_hash(files), **model_hashes(folder)}
+        watch.know(contents(folder, files))
     for name, domain in domains.items():
         options = read_options(name, domain.tasks)
-        named = [*options.source_files(), *modules_files(options.import_paths())]
-        paths = [path for path in named if not path.absolute().is_relative_to(output.absolute())]
-        if paths:
-            watch.add(f"domain {name!r}", paths)
-            hashes = {str(path): content_hash(path) for path in paths}
+        files = [path for path in options.source_files() if not path.absolute().is_relative_to(output.absolute())]
+        named = {str(path): path for path in files} | modules_files(options.import_paths())
+        if named:
+            watch.add(f"domain {name!r}", named.values())
+            hashes = {part: content_hash(path) for part, path in named.items()}
+            watch.know({path: hashes[part] for part, path in named.items()})
             found[f"the data of {name}"] = {**hashes, "the list of its files": ", ".join(sorted(hashes))}
-            watch.know({path: hashes[str(path)] for path in paths})
     return found
 
 
-def modules_files(paths: Iterable[str]) -> list[Path]:
-    """The source of each "module:name" that has one, relative to the working folder where it lies there.
+def modules_files(paths: Iterable[str]) -> dict[str, Path]:
+    """The source of each "mine:score" that has one, under "module mine"; by name, for a project may move.
 
     Careful: of the named modules alone, not of what they import.
     """
-    files = []
+    files = {}
     for path in paths:
-        module = sys.modules.get(path.partition(":")[0])
-        source = getattr(module, "__file__", None)
-        if source is not None and (file := Path(source)).is_file():
-            files.append(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+        name = path.partition(":")[0]
+        source = getattr(sys.modules.get(name), "__file__", None)
+        if source is not None and Path(source).is_file():
+            files[f"module {name}"] = Path(source)
     return files
 
 
