@@ -35,6 +35,26 @@ What it does not cover:
 """
 
 from onepolicy.sandbox.level import Level, SandboxError
-from onepolicy.sandbox.pool import Limits, Outcome, Sandbox, UnitTests, Verdict, shared, strongest
+from onepolicy.sandbox.pool import (
+    Limits,
+    Outcome,
+    Sandbox,
+    UnitTests,
+    Verdict,
+    restarts_of_this_thread,
+    shared,
+    strongest,
+)
 
-__all__ = ["Level", "Limits", "Outcome", "Sandbox", "SandboxError", "UnitTests", "Verdict", "shared", "strongest"]
+__all__ = [
+    "Level",
+    "Limits",
+    "Outcome",
+    "Sandbox",
+    "SandboxError",
+    "UnitTests",
+    "Verdict",
+    "restarts_of_this_thread",
+    "shared",
+    "strongest",
+]

@@ -9,6 +9,8 @@ import math
 import os
 import queue
 import signal
+import sys
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +23,9 @@ from onepolicy.sandbox.slot import Files, Slot
 
 MAX_STDERR = 4000  # bytes, of the end
 MAX_VERDICT = 1 << 24
+MAX_REASON = 500  # characters, and no more than four bytes each
+TRIES = 2  # of a program whose slot is gone: the first time it may have been shot from outside
+WALL = 10  # seconds of wall time for each of CPU time
 SECONDS_PER_MIB = 0.3  # to encode, send and decode a value of a program and its tests, on a slow core
 TRIAL = "import os, xml.dom.minidom\nopen(os.__file__).close()\nprint('works', end='')"
 
@@ -29,12 +34,13 @@ TRIAL = "import os, xml.dom.minidom\nopen(os.__file__).close()\nprint('works', e
 class Limits:
     """Of one program. Memory, CPU time and file size are those of each of its processes.
 
+    `cpu_s` is the limit of time, in whole seconds, as the kernel counts: a program whose machine is busy with others
+    has the same. `wall_s`, for programs that sleep or wait, is far beyond.
     `processes` counts threads too; where programs may not fork at all (see `level.py`), memory bounds the threads.
     `scratch_mib` bounds /tmp, `output_mib` standard output, `message_mib` a message between a program and its tests.
-    `cpu_s` is in whole seconds, as the kernel counts.
     """
 
-    wall_s: float = 6.0
+    wall_s: float = 4.0 * WALL
     cpu_s: int = 4
     memory_mib: int = 512
     processes: int = 8
@@ -54,7 +60,7 @@ class Limits:
             return self
         return replace(
             self,
-            wall_s=self.wall_s + mib * SECONDS_PER_MIB,
+            wall_s=self.wall_s + mib * SECONDS_PER_MIB * WALL,
             cpu_s=self.cpu_s + math.ceil(mib * SECONDS_PER_MIB),
             memory_mib=self.memory_mib + 5 * mib,
             file_mib=max(self.file_mib, mib + 2),
@@ -150,10 +156,9 @@ class Sandbox:
 
         Raises ValueError on a file that is not below that folder, SandboxError when no slot can be started.
         """
-        limits = limits or self.limits
         payload = _json({"source": source, "files": _below(files or {})})
-        with Files(program=payload, stdin=_bytes(stdin), stdout=b"", stderr=b"") as open_files:
-            return _outcome(self._ask(limits, open_files), limits, open_files)
+        contents = {"program": payload, "stdin": _bytes(stdin), "stdout": b"", "stderr": b""}
+        return self._run(limits or self.limits, contents)[0]
 
     def test(self, source: str, tests: UnitTests, limits: Limits | None = None, *, keep_going: bool = False) -> Verdict:
         """Run tests on a program that is loaded in another process (`inside/judge.py`).
@@ -161,11 +166,24 @@ class Sandbox:
         All tests together have the limits of one program. Without `keep_going`, the first failure is the last.
         Raises SandboxError when no slot can be started.
         """
-        limits = limits or self.limits
         payload = _json({"source": source, "files": {}})
         judge = _json({**asdict(tests), "keep_going": keep_going})
-        with Files(program=payload, stdin=b"", stdout=b"", stderr=b"", tests=judge, verdict=b"") as files:
-            return _verdict(_outcome(self._ask(limits, files), limits, files), files.read("verdict", MAX_VERDICT))
+        contents = {"program": payload, "stdin": b"", "stdout": b"", "stderr": b"", "tests": judge, "verdict": b""}
+        return _verdict(*self._run(limits or self.limits, contents))
+
+    def _run(self, limits: Limits, contents: Mapping[str, bytes]) -> tuple[Outcome, str]:
+        """The outcome, and what the tests' process wrote. A program whose slot is gone gets another one, once."""
+        for number in range(TRIES):
+            if number:
+                _count_restart()
+            with Files(**contents) as files:
+                answer = self._ask(limits, files)
+                if answer:
+                    report = files.read("verdict", MAX_VERDICT) if "verdict" in contents else ""
+                    return _outcome(answer, limits, files), report
+            if not self.close.alive:
+                break
+        return Outcome("broken", "the sandbox did not survive it"), ""
 
     def _ask(self, limits: Limits, files: Files) -> dict[str, Any]:
         if not self.close.alive:
@@ -181,6 +199,20 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_here = threading.local()
+
+
+def restarts_of_this_thread() -> int:
+    """How often a program that this thread waited for was run again, because its slot was gone."""
+    return int(getattr(_here, "restarts", 0))
+
+
+def _count_restart() -> None:
+    if not restarts_of_this_thread():
+        print("warning: a server of the sandbox is gone; its program runs again in another one", file=sys.stderr)
+    _here.restarts = restarts_of_this_thread() + 1
 
 
 @functools.cache
@@ -203,7 +235,8 @@ def strongest(isolator: Isolator | None = None) -> Level:
         try:
             found = slot.start()
             with Files(program=_json({"source": TRIAL, "files": {}}), stdin=b"", stdout=b"", stderr=b"") as files:
-                outcome = _outcome(slot.run(asdict(limits), files), limits, files)
+                answer = slot.run(asdict(limits), files)
+                outcome = _outcome(answer, limits, files) if answer else Outcome("broken", "it does not survive a program")
             if outcome.stdout == "works":
                 return replace(found, refused=tuple(refused))
             refused.append(f"{level.isolator}: {outcome.reason}")
@@ -220,8 +253,6 @@ def _close(slots: Sequence[Slot]) -> None:
 
 
 def _outcome(answer: Mapping[str, Any], limits: Limits, files: Files) -> Outcome:
-    if not answer:
-        return Outcome("broken", "the sandbox did not survive it")
     spent = {"cpu_s": answer["cpu_s"], "wall_s": answer["wall_s"]}
     bytes_out = int(limits.output_mib * 2**20)
     stdout, stderr = files.read("stdout", bytes_out), files.tail("stderr", MAX_STDERR)
