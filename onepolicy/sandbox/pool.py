@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, Self
 
 from onepolicy.sandbox import level as levels
-from onepolicy.sandbox.level import Isolator, Level, SandboxError
+from onepolicy.sandbox.level import Isolator, Level, SandboxError, Walls
 from onepolicy.sandbox.slot import Files, Slot
 
 MAX_STDERR = 4000  # bytes, of the end
@@ -115,6 +115,7 @@ class Verdict:
     total: int
     reason: str = ""
     broken: bool = False
+    cpu_s: float = 0.0
 
 
 class Sandbox:
@@ -144,7 +145,7 @@ class Sandbox:
                 slots.append(self._free.get_nowait())
         try:
             for slot in slots:
-                slot.start()
+                slot.ensure()
         finally:
             for slot in slots:
                 self._free.put(slot)
@@ -169,7 +170,8 @@ class Sandbox:
         payload = _json({"source": source, "files": {}})
         judge = _json({**asdict(tests), "keep_going": keep_going})
         contents = {"program": payload, "stdin": b"", "stdout": b"", "stderr": b"", "tests": judge, "verdict": b""}
-        return _verdict(*self._run(limits or self.limits, contents))
+        limits = limits or self.limits
+        return _verdict(*self._run(limits, contents), limits)
 
     def _run(self, limits: Limits, contents: Mapping[str, bytes]) -> tuple[Outcome, str]:
         """The outcome, and what the tests' process wrote. A program whose slot is gone gets another one, once."""
@@ -247,6 +249,15 @@ def strongest(isolator: Isolator | None = None) -> Level:
     raise SandboxError(f"no sandbox works here: {'; '.join(refused)}")
 
 
+def require(domain: str, walls: Walls) -> None:
+    """Raises SandboxError where a domain asks for strong walls and this machine has none."""
+    if walls == "strong" and not (level := strongest()).strong:
+        raise SandboxError(
+            f"domain {domain!r} asks for sandbox: strong, and this machine has: {level}. Install bubblewrap, allow user "
+            "namespaces (sysctl kernel.unprivileged_userns_clone=1), or set sandbox: any"
+        )
+
+
 def _close(slots: Sequence[Slot]) -> None:
     for slot in slots:
         slot.close()
@@ -271,14 +282,18 @@ def _ending(answer: Mapping[str, Any], limits: Limits, stderr: str) -> tuple[Sta
     if code > 0:
         lines = stderr.strip().splitlines()
         return "failed", f"exit code {code}" + (f": {lines[-1]:.200}" if lines else "")
-    if -code == signal.SIGKILL and answer["cpu_s"] > limits.cpu_s / 2:  # kernels count in different ways
-        return "killed", f"used up {limits.cpu_s} s of CPU time"
-    return "killed", f"killed by a signal: {signal.strsignal(-code) or -code}"
+    return "killed", _killed(-code, answer["cpu_s"], limits)
 
 
-def _verdict(outcome: Outcome, report: str) -> Verdict:
+def _killed(by: int, cpu_s: float, limits: Limits) -> str:
+    if by == signal.SIGKILL and cpu_s > limits.cpu_s / 2:  # kernels count in different ways
+        return f"used up {limits.cpu_s} s of CPU time"
+    return f"killed by a signal: {signal.strsignal(by) or by}"
+
+
+def _verdict(outcome: Outcome, report: str, limits: Limits) -> Verdict:
     """From what the tests' process wrote; of that, and of how it ended, the program has no hold."""
-    asserts, failures, done = 0, [], False
+    asserts, failures, done, killed = 0, list[str](), False, ""
     passed, failed = set[int](), set[int]()  # an assertion in a loop counts once: the program may decide how often
     for line in report.split("\n"):
         try:
@@ -290,6 +305,7 @@ def _verdict(outcome: Outcome, report: str) -> Verdict:
         failed |= {fact["at"]} if "at" in fact else set()
         failures += [fact["failed"]] if "failed" in fact else []
         done = done or "done" in fact
+        killed = _killed(fact["killed_by"], fact["cpu_s"], limits) if "killed_by" in fact else killed
     if outcome.status != "ok" or not done:
         failures.append(outcome.reason or "the tests ended early")
     elif not failures and asserts and not passed:
@@ -297,8 +313,10 @@ def _verdict(outcome: Outcome, report: str) -> Verdict:
     total = max(asserts, 1)
     if failures:
         right = min(len(passed - failed), total - 1)
-        return Verdict(False, right, total, failures[0], outcome.status == "broken")
-    return Verdict(True, total, total)
+        reason = f"{killed}: {failures[0]}" if killed else failures[0]
+        reason = reason[:MAX_REASON].encode("utf-8", "replace").decode()
+        return Verdict(False, right, total, reason, outcome.status == "broken", outcome.cpu_s)
+    return Verdict(True, total, total, cpu_s=outcome.cpu_s)
 
 
 def _below(files: Mapping[str, str]) -> dict[str, str]:
