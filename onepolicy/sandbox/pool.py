@@ -9,7 +9,6 @@ import math
 import os
 import queue
 import signal
-import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from onepolicy.sandbox.slot import Files, Slot
 MAX_STDERR = 4000  # bytes, of the end
 MAX_VERDICT = 1 << 24
 MAX_REASON = 500  # characters, and no more than four bytes each
-TRIES = 2  # of a program whose slot is gone: the first time it may have been shot from outside
+TRIES = 2  # of a program that is shot, or its slot: twice in a row, and it is its own fault
 WALL = 10  # seconds of wall time for each of CPU time
 SECONDS_PER_MIB = 0.3  # to encode, send and decode a value of a program and its tests, on a slow core
 TRIAL = "import os, xml.dom.minidom\nopen(os.__file__).close()\nprint('works', end='')"
@@ -174,18 +173,20 @@ class Sandbox:
         return _verdict(*self._run(limits, contents), limits)
 
     def _run(self, limits: Limits, contents: Mapping[str, bytes]) -> tuple[Outcome, str]:
-        """The outcome, and what the tests' process wrote. A program whose slot is gone gets another one, once."""
+        """The outcome, and what the tests' process wrote. A program that was shot, or its slot, gets another try."""
+        reason = ""
         for number in range(TRIES):
             if number:
                 _count_restart()
             with Files(**contents) as files:
                 answer = self._ask(limits, files)
-                if answer:
-                    report = files.read("verdict", MAX_VERDICT) if "verdict" in contents else ""
+                report = files.read("verdict", MAX_VERDICT) if "verdict" in contents else ""
+                reason = _shot(answer, report, limits)
+                if not reason:
                     return _outcome(answer, limits, files), report
             if not self.close.alive:
                 break
-        return Outcome("broken", "the sandbox did not survive it"), ""
+        return Outcome("broken", reason), ""
 
     def _ask(self, limits: Limits, files: Files) -> dict[str, Any]:
         if not self.close.alive:
@@ -212,8 +213,6 @@ def restarts_of_this_thread() -> int:
 
 
 def _count_restart() -> None:
-    if not restarts_of_this_thread():
-        print("warning: a server of the sandbox is gone; its program runs again in another one", file=sys.stderr)
     _here.restarts = restarts_of_this_thread() + 1
 
 
@@ -283,6 +282,23 @@ def _ending(answer: Mapping[str, Any], limits: Limits, stderr: str) -> tuple[Sta
         lines = stderr.strip().splitlines()
         return "failed", f"exit code {code}" + (f": {lines[-1]:.200}" if lines else "")
     return "killed", _killed(-code, answer["cpu_s"], limits)
+
+
+def _shot(answer: Mapping[str, Any], report: str, limits: Limits) -> str:
+    """In words, that the slot is gone or a process of the program was killed, and by none of its limits; else "".
+
+    No program can do that to itself: it is the first process of its namespace, or may signal nobody.
+    """
+    if not answer:
+        return "the sandbox did not survive it"
+    deaths = [] if answer["late"] else [(-os.waitstatus_to_exitcode(answer["status"]), answer["cpu_s"])]
+    with contextlib.suppress(ValueError):  # no report, or one that was cut short
+        fact = json.loads(report.rstrip("\n").rpartition("\n")[2])
+        deaths += [(fact["killed_by"], fact["cpu_s"])] if "killed_by" in fact else []
+    for by, cpu_s in deaths:
+        if by == signal.SIGKILL and cpu_s <= limits.cpu_s / 2:
+            return "killed from outside: was memory short?"
+    return ""
 
 
 def _killed(by: int, cpu_s: float, limits: Limits) -> str:
