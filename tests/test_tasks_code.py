@@ -218,10 +218,15 @@ def test_the_share_of_passed_tests_is_an_option(problems):
 def test_an_answer_has_a_limit_for_all_its_tests(tmp_path):
     rows = {**ROWS["sums"], "public_test_cases": json.dumps(cases("stdin", *[("", "x")] * 50))}
     (tmp_path / "rows.jsonl").write_text(json.dumps(rows))
-    slow = source(path=str(tmp_path / "rows.jsonl"), time_limit_s=0.3, total_limit_s=0.6, partial=True)
+    slow = source(path=str(tmp_path / "rows.jsonl"), time_limit_s=0.03, total_limit_s=0.06, partial=True)
     start = time.monotonic()
     grade = slow.grade(slow.draw(0), "import time; time.sleep(9)")
-    assert grade == Grade(0.0, "not done after 0.3 s") and time.monotonic() - start < 10
+    assert (
+        grade == Grade(0.0, "not done after 0.3 s") and time.monotonic() - start < 10
+    )  # of wall time, ten times as much
+    busy = source(path=str(tmp_path / "rows.jsonl"), time_limit_s=1, total_limit_s=0.1)
+    grade = busy.grade(busy.draw(0), "print('x' * (sum(range(10**6)) > 0))")
+    assert grade == Grade(0.0, "not done after 0.1 s of CPU time")
 
 
 # --- answers ---

@@ -12,7 +12,7 @@ import pytest
 
 from onepolicy.config import DomainConfig
 from onepolicy.tasks.base import GraderBug
-from onepolicy.tasks.check import check_domains
+from onepolicy.tasks.check import check_domains, check_source
 from onepolicy.tasks.grading import MAX_REASON, MAX_RESPONSE, Grader, GradingError
 from onepolicy.types import Grade, Sample, Task
 
@@ -178,8 +178,8 @@ def test_the_first_such_answer_of_a_domain_is_told(tmp_path, capfd):
     with Grader(domains()) as grader:
         assert ask(grader, *(f"shot {tmp_path / name}" for name in "ab")) == [GOOD] * 2
     assert capfd.readouterr().err == (
-        "warning: domain 'h': grader crashed: signal SIGKILL; the answer is graded again in a fresh process, and counted "
-        "as grader_restarts (was something killed, or is memory short?)\n"
+        "warning: domain 'h': grader crashed: signal SIGKILL; the answer is graded again in a fresh process, and "
+        "counted as grader_restarts (was something killed, or is memory short?)\n"
     )
 
 
@@ -279,3 +279,22 @@ def test_the_self_check_tells_a_failed_grader_from_a_low_reward():
     assert report.warnings[-1] == (
         "the grader failed on the empty answer in 6 of 6 tasks: grader raised ZeroDivisionError: division by zero"
     )
+
+
+@pytest.mark.parametrize("has_gold", [True, False])
+def test_the_self_check_of_a_grader_that_hangs_ends_after_two_answers(grader, has_gold):
+    class Hanging(Hostile):
+        def gold(self, task: Task) -> str | None:
+            return "hang" if has_gold else None
+
+    asked = []
+
+    def grade(items):
+        asked.extend(items)
+        return grader.grade([(task, answer or "hang") for task, answer in items])
+
+    report = check_source(Hanging("h", 0), 40, grade)
+    tried = "'hang' and the empty answer" if has_gold else "the empty answer"
+    failure = f"the grader failed on all that was tried ({tried}): grader timed out after 0.3 s of CPU time"
+    assert report.unjudged and not report.ok and report.failures == (failure,)
+    assert len(asked) == 1 + has_gold

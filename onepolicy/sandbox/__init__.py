@@ -22,8 +22,8 @@ again, and has the result "broken" when the second slot is gone too.
 
 What it does not cover:
 - The level `limits`, used where the kernel refuses namespaces, leaves the machine's files readable and its processes
-  visible. Its programs can neither write, fork, connect nor signal, and are never root, but `Level.strong` is false, and
-  every report says so: put a container around it, or install bubblewrap. `sandbox: strong` in a domain refuses it.
+  visible. Its programs can neither write, fork, connect nor signal, and are never root, but `Level.strong` is false,
+  and every report says so: put a container around it, or install bubblewrap. `sandbox: strong` in a domain refuses it.
 - Faults of the kernel itself, side channels and timing. For determined attackers use a virtual machine.
 - Memory counts per process: a program may hold `memory_mib` times `processes`. If the machine runs out of it, the
   kernel is told to kill inside the sandbox first.

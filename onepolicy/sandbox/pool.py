@@ -237,7 +237,9 @@ def strongest(isolator: Isolator | None = None) -> Level:
             found = slot.start()
             with Files(program=_json({"source": TRIAL, "files": {}}), stdin=b"", stdout=b"", stderr=b"") as files:
                 answer = slot.run(asdict(limits), files)
-                outcome = _outcome(answer, limits, files) if answer else Outcome("broken", "it does not survive a program")
+                outcome = (
+                    _outcome(answer, limits, files) if answer else Outcome("broken", "it does not survive a program")
+                )
             if outcome.stdout == "works":
                 return replace(found, refused=tuple(refused))
             refused.append(f"{level.isolator}: {outcome.reason}")
@@ -252,8 +254,8 @@ def require(domain: str, walls: Walls) -> None:
     """Raises SandboxError where a domain asks for strong walls and this machine has none."""
     if walls == "strong" and not (level := strongest()).strong:
         raise SandboxError(
-            f"domain {domain!r} asks for sandbox: strong, and this machine has: {level}. Install bubblewrap, allow user "
-            "namespaces (sysctl kernel.unprivileged_userns_clone=1), or set sandbox: any"
+            f"domain {domain!r} asks for sandbox: strong, and this machine has: {level}. Install bubblewrap, allow "
+            "user namespaces (sysctl kernel.unprivileged_userns_clone=1), or set sandbox: any"
         )
 
 

@@ -114,7 +114,7 @@ class Slot:
         return self.level
 
     def ensure(self) -> None:
-        """Start the server unless it runs, at a level that is known to work: with several tries. Raises SandboxError."""
+        """Start the server unless it runs, at a level that is known to work: several tries. Raises SandboxError."""
         for pause in PAUSES_S:
             try:
                 self.start()

@@ -15,7 +15,7 @@ from onepolicy.config import DomainConfig
 from onepolicy.rewards import is_correct
 from onepolicy.tasks import build_eval_source, build_source
 from onepolicy.tasks.base import Source
-from onepolicy.tasks.grading import Grader
+from onepolicy.tasks.grading import TIMED_OUT, Grader
 from onepolicy.tasks.mixture import prompt_key
 from onepolicy.types import Answer, Grade, Task
 
@@ -53,6 +53,10 @@ def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
     tasks = [source.draw(index) for index in range(n)]
     golds = [(task, gold) for task in tasks if (gold := source.gold(task)) is not None]
     for_gold = getattr(source, "for_gold", lambda task: task)
+    first = [*[(for_gold(task), gold) for task, gold in golds[:1]], (tasks[0], "")]
+    probe = grade(first)
+    if all(TIMED_OUT in verdict.reason for verdict in probe):
+        return _hanging(tasks[0], golds[:1], probe)  # or each answer would wait for its limit
     verdicts = grade([(for_gold(task), gold) for task, gold in golds])
     wrong = [
         (task, gold, verdict)
@@ -83,6 +87,24 @@ def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
     lost = [*_ungraded("the empty answer", empties), *_ungraded(f"{constant!r:.50}", constants)]
     report = replace(report, warnings=tuple(_warnings(report)))
     return report if unjudged else replace(report, warnings=(*report.warnings, *lost))
+
+
+def _hanging(task: Task, golds: Sequence[tuple[Task, Answer]], probe: Sequence[Grade]) -> SourceReport:
+    """Of a source whose grader hangs on the first gold answer (if it has one) and on the empty one."""
+    tried = f"{golds[0][1]!r:.50} and the empty answer" if golds else "the empty answer"
+    return SourceReport(
+        domain=task.domain,
+        drawn=1,
+        distinct=1,
+        without_gold=1 - len(golds),
+        gold_right=0,
+        failures=(f"the grader failed on all that was tried ({tried}): {probe[-1].reason}",),
+        unjudged=True,
+        empty_reward=0.0,
+        constant=golds[0][1] if golds else "0",
+        constant_share=0.0,
+        constant_reward=0.0,
+    )
 
 
 def check_domains(domains: Mapping[str, DomainConfig], n: int) -> dict[str, SourceReport]:

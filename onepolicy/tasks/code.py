@@ -41,7 +41,7 @@ from onepolicy.tasks.code_rows import (
     reference_of,
     require_sizes,
 )
-from onepolicy.tasks.columns import shown
+from onepolicy.tasks.columns import require_size, shown
 from onepolicy.tasks.rows import RowReader, SkillsOptions
 from onepolicy.thought import NEVER_ENDS, answer_of
 from onepolicy.types import Grade, Task
@@ -198,6 +198,7 @@ def read_row(row: Row) -> tuple[dict[str, Any], str, str | None]:
     questions = [row[column] for column in QUESTIONS if row.get(column) is not None]
     if not questions or not all(isinstance(text, str) and text.strip() for text in questions):
         raise ValueError(f"its question is {shown(questions[0] if questions else None)}, and no text")
+    require_size(questions[0], "its question")
     try:
         return reference, shape.question(row), shape.gold(row)
     except (AttributeError, IndexError, KeyError, TypeError) as error:

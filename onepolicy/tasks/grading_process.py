@@ -25,6 +25,7 @@ from onepolicy.config import TasksConfig
 from onepolicy.tasks.base import GraderBug
 from onepolicy.types import Grade, Message, Observation, Task
 
+TIMED_OUT = "grader timed out"  # how the reason of such a failure begins
 START_LIMIT_S = 120.0  # imports and building the sources
 PAUSES_S = (0.2, 1.0, 3.0)  # before each further try to start: memory may be short for a moment
 
@@ -44,6 +45,8 @@ class Item(NamedTuple):
 
 
 Reply = Grade | Observation
+
+
 class GradingError(RuntimeError):
     """The grading process itself does not work (as opposed to a grader that fails on one answer)."""
 
@@ -196,13 +199,13 @@ class Worker:
                     self.kill()
                     return None
         except TimeoutError:
-            return Failure(f"grader timed out: not done after {limits.wall_s:g} s of wall time", sure=True)
+            return Failure(f"{TIMED_OUT}: not done after {limits.wall_s:g} s of wall time", sure=True)
         except (OSError, EOFError):
             with contextlib.suppress(subprocess.TimeoutExpired):  # its own exit status, if it is about to have one
                 cast("subprocess.Popen[bytes]", self._process).wait(timeout=1)
             code = self.kill()
             if code == -signal.SIGPROF:
-                return Failure(f"grader timed out after {limits.cpu_s:g} s of CPU time", sure=True)
+                return Failure(f"{TIMED_OUT} after {limits.cpu_s:g} s of CPU time", sure=True)
             return Failure(f"grader crashed: {_died(code)}", sure=False)
         return None
 

@@ -1,4 +1,4 @@
-"""The process that grades, started by `grading_process.py` as `python -m onepolicy.tasks.worker FD`; not for use by hand.
+"""The process that grades, started by `grading_process.py` as `-m onepolicy.tasks.worker FD`; not for use by hand.
 
 Over the socket FD come pickles from the trusted parent: first the setup, then batches of `grading_process.Item`. Back
 go JSON lines, one as soon as each answer is graded, so that a hang names its culprit; "busy" before it, after each turn
@@ -96,7 +96,12 @@ def main(fd: int) -> None:
 class _SignalEvent(ctypes.Structure):
     """C's struct sigevent, of 64 bytes."""
 
-    _fields_ = (("value", ctypes.c_void_p), ("signal", ctypes.c_int), ("notify", ctypes.c_int), ("_", ctypes.c_int * 12))
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("signal", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("_", ctypes.c_int * 12),
+    )
 
 
 class CpuClock:

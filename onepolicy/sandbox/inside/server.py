@@ -25,6 +25,7 @@ from onepolicy.sandbox.inside.wire import Line
 
 FILES = ("program", "stdin", "stdout", "stderr", "tests", "verdict")  # the last two for tests alone
 MAX_REQUEST = 1 << 16
+GRACE_S = 1.0  # for a program to end, once it is silent
 
 
 def serve(link: socket.socket, setup: Mapping[str, Any]) -> None:
@@ -152,9 +153,14 @@ def _become_judge(
 
 def _end(tested: int, line: Line, verdict: int) -> None:
     """Kill the tested program and wait for it, so that its CPU time counts as ours; say so if it was killed before."""
-    os.kill(tested, signal.SIGKILL)
-    _, status, usage = os.wait4(tested, 0)
-    if line.ended and os.WIFSIGNALED(status):
+    over, deadline = 0, time.monotonic() + GRACE_S
+    while line.ended and not over and time.monotonic() < deadline:  # it is ending, unless it has closed the line itself
+        over, status, usage = os.wait4(tested, os.WNOHANG)
+        time.sleep(0.001)
+    if not over:
+        os.kill(tested, signal.SIGKILL)
+        os.wait4(tested, 0)
+    elif os.WIFSIGNALED(status):
         fact = {"killed_by": os.WTERMSIG(status), "cpu_s": usage.ru_utime + usage.ru_stime}
         os.write(verdict, json.dumps(fact).encode() + b"\n")
 
