@@ -16,6 +16,7 @@ import pytest
 
 from onepolicy import cli, sandbox
 from onepolicy.config import ConfigError, DomainConfig, TasksConfig
+from onepolicy.sandbox import SandboxError
 from onepolicy.tasks import build_source, code
 from onepolicy.tasks.base import GraderBug
 from onepolicy.tasks.check import check_domains, require_golds
@@ -497,6 +498,22 @@ def test_both_checks_say_which_sandbox_is_in_force_and_that_it_is_a_weak_one(wor
         assert not ended.value.code
         out = " ".join(capsys.readouterr().out.split())
         assert out.count(f"sandbox: {level}") == 1 and ("WEAK: programs can read" in out) is not level.strong
+
+
+@pytest.mark.parametrize("kind", ["code", "repo"])
+def test_a_domain_may_ask_for_strong_walls(kind, monkeypatch):
+    made = {walls: build_source("d", TasksConfig(kind=kind, sandbox=walls), 0) for walls in ("strong", "any")}
+    weak = sandbox.Level("limits", own_user=True, filter="compute")
+    for level in (sandbox.strongest(), weak):
+        monkeypatch.setattr("onepolicy.sandbox.pool.strongest", lambda level=level: level)
+        made["any"].prepare()
+        if level.strong:
+            made["strong"].prepare()
+        else:
+            with pytest.raises(SandboxError, match="domain 'd' asks for sandbox: strong, and this machine has: limits"):
+                made["strong"].prepare()
+    with pytest.raises(ConfigError, match=r"tasks.sandbox: Input should be 'strong' or 'any'"):
+        build_source("d", TasksConfig(kind=kind, sandbox="weak"), 0)
 
 
 def test_a_run_says_which_sandbox_it_uses(capsys):

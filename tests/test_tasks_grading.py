@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onepolicy.config import DomainConfig
+from onepolicy.config import DomainConfig, TasksConfig
+from onepolicy.tasks import base, build_source
 from onepolicy.tasks.base import GraderBug
 from onepolicy.tasks.check import check_domains, check_source
 from onepolicy.tasks.grading import MAX_REASON, MAX_RESPONSE, Grader, GradingError
@@ -281,20 +282,65 @@ def test_the_self_check_tells_a_failed_grader_from_a_low_reward():
     )
 
 
-@pytest.mark.parametrize("has_gold", [True, False])
-def test_the_self_check_of_a_grader_that_hangs_ends_after_two_answers(grader, has_gold):
+@pytest.mark.parametrize(
+    ("has_gold", "verb", "reason"),
+    [
+        (True, "hang", "grader timed out after 0.3 s of CPU time"),
+        (False, "hang", "grader timed out after 0.3 s of CPU time"),
+        (False, "exit", "grader crashed: exit code 3"),
+    ],
+)
+def test_the_self_check_of_a_grader_that_hangs_or_exits_ends_after_two_answers(grader, has_gold, verb, reason):
     class Hanging(Hostile):
         def gold(self, task: Task) -> str | None:
-            return "hang" if has_gold else None
+            return verb if has_gold else None
 
     asked = []
 
     def grade(items):
         asked.extend(items)
-        return grader.grade([(task, answer or "hang") for task, answer in items])
+        return grader.grade([(task, answer or verb) for task, answer in items])
 
     report = check_source(Hanging("h", 0), 40, grade)
     tried = "'hang' and the empty answer" if has_gold else "the empty answer"
-    failure = f"the grader failed on all that was tried ({tried}): grader timed out after 0.3 s of CPU time"
+    failure = f"the grader failed on all that was tried ({tried}): {reason}"
     assert report.unjudged and not report.ok and report.failures == (failure,)
     assert len(asked) == 1 + has_gold
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("exit(0)", "SystemExit in {file}, line 1: 0"),
+        ("def f(): raise SystemExit('bye')\nf()", "SystemExit in {file}, line 1: bye"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt in {file}, line 1: "),
+        (
+            "\nwhile True:\n    try: pass\n    except OSError: pass",
+            "TimeoutError in {file}, line [234]: not imported after 0.3",
+        ),
+        ("import time\ntime.sleep(1000)", "TimeoutError in {file}, line 2: not imported after 0.3 s"),
+        ("print('z' * 10**6)\n1 / 0", "ZeroDivisionError in {file}, line 2: division by zero"),
+    ],
+)
+def test_a_module_that_ends_hangs_or_fails_at_import_is_named(tmp_path, monkeypatch, capsys, text, message):
+    name = f"module_{abs(hash(text))}"
+    (file := tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(base, "IMPORT_LIMIT_S", 0.3)
+    with pytest.raises(
+        ValueError, match=re.escape(f"cannot import {name!r}: ") + message.format(file=re.escape(str(file)))
+    ):
+        base.load_object(f"{name}:grade")
+    assert capsys.readouterr().out == ""  # stdout may be data
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_class_that_exits_is_named():
+    with pytest.raises(ValueError, match=r"domain 'h': .*:Leaving ends the program \(SystemExit: 3\)"):
+        build_source("h", TasksConfig(kind="custom", source=f"{__name__}:Leaving"), 0)
+
+
+class Leaving(Hostile):
+    def __init__(self, domain: str, seed: int) -> None:
+        raise SystemExit(3)

@@ -15,7 +15,7 @@ from onepolicy.config import DomainConfig
 from onepolicy.rewards import is_correct
 from onepolicy.tasks import build_eval_source, build_source
 from onepolicy.tasks.base import Source
-from onepolicy.tasks.grading import TIMED_OUT, Grader
+from onepolicy.tasks.grading import COSTLY, Grader
 from onepolicy.tasks.mixture import prompt_key
 from onepolicy.types import Answer, Grade, Task
 
@@ -55,8 +55,8 @@ def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
     for_gold = getattr(source, "for_gold", lambda task: task)
     first = [*[(for_gold(task), gold) for task, gold in golds[:1]], (tasks[0], "")]
     probe = grade(first)
-    if all(TIMED_OUT in verdict.reason for verdict in probe):
-        return _hanging(tasks[0], golds[:1], probe)  # or each answer would wait for its limit
+    if all(verdict.failed and verdict.reason.startswith(COSTLY) for verdict in probe):
+        return _costly(tasks[0], golds[:1], probe)  # or each answer would wait for its limit, or for a new process
     verdicts = grade([(for_gold(task), gold) for task, gold in golds])
     wrong = [
         (task, gold, verdict)
@@ -89,8 +89,8 @@ def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
     return report if unjudged else replace(report, warnings=(*report.warnings, *lost))
 
 
-def _hanging(task: Task, golds: Sequence[tuple[Task, Answer]], probe: Sequence[Grade]) -> SourceReport:
-    """Of a source whose grader hangs on the first gold answer (if it has one) and on the empty one."""
+def _costly(task: Task, golds: Sequence[tuple[Task, Answer]], probe: Sequence[Grade]) -> SourceReport:
+    """Of a source whose grader hangs or ends its process on its first gold answer, if any, and on the empty one."""
     tried = f"{golds[0][1]!r:.50} and the empty answer" if golds else "the empty answer"
     return SourceReport(
         domain=task.domain,

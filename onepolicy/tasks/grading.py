@@ -28,11 +28,11 @@ from typing import Self, cast
 
 from onepolicy.config import DomainConfig, did_you_mean
 from onepolicy.tasks.episodes import heard, said, valid
-from onepolicy.tasks.grading_process import TIMED_OUT, GradingError, Item, Limits, Reply, Worker
+from onepolicy.tasks.grading_process import COSTLY, GradingError, Item, Limits, Reply, Worker
 from onepolicy.thought import NEVER_ENDS, Separated, separate
 from onepolicy.types import Answer, Grade, Sample, Task
 
-__all__ = ["TIMED_OUT", "Grader", "GradingError"]
+__all__ = ["COSTLY", "Grader", "GradingError"]
 
 MAX_RESPONSE = 1_000_000  # characters; of a longer answer the grader sees the end, where the result stands
 MAX_REASON = 500  # characters, and no more than four bytes each

@@ -25,7 +25,8 @@ from onepolicy.config import TasksConfig
 from onepolicy.tasks.base import GraderBug
 from onepolicy.types import Grade, Message, Observation, Task
 
-TIMED_OUT = "grader timed out"  # how the reason of such a failure begins
+TIMED_OUT, CRASHED = "grader timed out", "grader crashed"  # how the reason of such a failure begins
+COSTLY = (TIMED_OUT, CRASHED)
 START_LIMIT_S = 120.0  # imports and building the sources
 PAUSES_S = (0.2, 1.0, 3.0)  # before each further try to start: memory may be short for a moment
 
@@ -206,7 +207,7 @@ class Worker:
             code = self.kill()
             if code == -signal.SIGPROF:
                 return Failure(f"{TIMED_OUT} after {limits.cpu_s:g} s of CPU time", sure=True)
-            return Failure(f"grader crashed: {_died(code)}", sure=False)
+            return Failure(f"{CRASHED}: {_died(code)}", sure=False)
         return None
 
     def kill(self) -> int | None:
