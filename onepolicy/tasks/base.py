@@ -159,7 +159,7 @@ def as_grade(value: Any, grader: str, reward_range: tuple[float, float] = UNIT) 
         ) from None
 
 
-def _raised_at(error: Exception) -> str:
+def _raised_at(error: BaseException) -> str:
     """An exception of the user's code on one line, with file and line."""
     if isinstance(error, SyntaxError):
         place = f"{error.filename}, line {error.lineno}"
