@@ -53,10 +53,12 @@ def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
     tasks = [source.draw(index) for index in range(n)]
     golds = [(task, gold) for task in tasks if (gold := source.gold(task)) is not None]
     for_gold = getattr(source, "for_gold", lambda task: task)
-    first = [*[(for_gold(task), gold) for task, gold in golds[:1]], (tasks[0], "")]
-    probe = grade(first)
-    if all(verdict.failed and verdict.reason.startswith(COSTLY) for verdict in probe):
-        return _costly(tasks[0], golds[:1], probe)  # or each answer would wait for its limit, or for a new process
+    task, answer = golds[0] if golds else (tasks[0], "")
+    (probe,) = grade([(for_gold(task), answer)])
+    if probe.failed and probe.reason.startswith(
+        COSTLY
+    ):  # or each answer would wait for its limit, or for a new process
+        return _costly(task, answer, probe, bool(golds))
     verdicts = grade([(for_gold(task), gold) for task, gold in golds])
     wrong = [
         (task, gold, verdict)
@@ -89,19 +91,19 @@ def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
     return report if unjudged else replace(report, warnings=(*report.warnings, *lost))
 
 
-def _costly(task: Task, golds: Sequence[tuple[Task, Answer]], probe: Sequence[Grade]) -> SourceReport:
-    """Of a source whose grader hangs or ends its process on its first gold answer, if any, and on the empty one."""
-    tried = f"{golds[0][1]!r:.50} and the empty answer" if golds else "the empty answer"
+def _costly(task: Task, answer: Answer, verdict: Grade, has_gold: bool) -> SourceReport:
+    """Of a source whose grader hangs or ends its process on the first gold answer or, without any, on the empty one."""
+    tried = f"the gold answer {answer!r:.50}" if has_gold else "the empty answer"
     return SourceReport(
         domain=task.domain,
         drawn=1,
         distinct=1,
-        without_gold=1 - len(golds),
+        without_gold=int(not has_gold),
         gold_right=0,
-        failures=(f"the grader failed on all that was tried ({tried}): {probe[-1].reason}",),
+        failures=(f"the grader failed on all that was tried ({tried}): {verdict.reason}",),
         unjudged=True,
         empty_reward=0.0,
-        constant=golds[0][1] if golds else "0",
+        constant=answer if has_gold else "0",
         constant_share=0.0,
         constant_reward=0.0,
     )
