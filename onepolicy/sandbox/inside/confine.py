@@ -194,7 +194,8 @@ class Walls:
 def _become(user: int) -> None:
     """Another user, and no group but its own. Raises OSError where that is forbidden.
 
-    Python's own files stay in reach, also below a folder that is private to root: by an open folder.
+    Python's own files stay in reach, also below a folder that is private to root: by an open folder, the prefix. With
+    it, where no walls are, what lies beside that folder and all may read, but not the private folder itself.
     """
     prefix = os.path.realpath(sys.base_prefix)
     folder = os.open(prefix, os.O_PATH)
