@@ -173,6 +173,7 @@ def test_an_answer_whose_process_is_shot_from_outside_is_graded_again(grader, tm
     grades = ask(grader, f"shot {tmp_path / 'a'}", "killed", "good", f"shot {tmp_path / 'b'}")
     assert [(grade.reward, grade.failed) for grade in grades] == [(1, False), (0, True), (1, False), (1, False)]
     assert grader.take_restarts() == {"h": 3}
+    assert ask(grader, "exit", "good")[1] == GOOD and grader.take_restarts() == {}  # its own doing
 
 
 def test_the_first_such_answer_of_a_domain_is_told(tmp_path, capfd):

@@ -1,8 +1,9 @@
 """The grading process as its parent sees it: started, talked to, started anew when an answer broke it or it was killed.
 
 Who is at fault. The clock of CPU time (`worker.py`) names the answer that has used it up, and so does the limit of wall
-time. A process that is gone for any other reason may have been shot from outside (kill -9, out of memory): the answer
-that it was at is graded again, alone, in a fresh process. If that one is gone too, it was the answer.
+time; and no process exits but by its own doing. One that a signal has ended may have been shot from outside (kill -9,
+out of memory): the answer that it was at is graded again, alone, in a fresh process. If that one is gone too, it was the
+answer.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ class Worker:
             code = self.kill()
             if code == -signal.SIGPROF:
                 return Failure(f"{TIMED_OUT} after {limits.cpu_s:g} s of CPU time", sure=True)
-            return Failure(f"{CRASHED}: {_died(code)}", sure=False)
+            return Failure(f"{CRASHED}: {_died(code)}", sure=code is not None and code >= 0)
         return None
 
     def kill(self) -> int | None:
