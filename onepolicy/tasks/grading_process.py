@@ -2,8 +2,7 @@
 
 Who is at fault. The clock of CPU time (`worker.py`) names the answer that has used it up, and so does the limit of wall
 time; and no process exits but by its own doing. One that a signal has ended may have been shot from outside (kill -9,
-out of memory): the answer that it was at is graded again, alone, in a fresh process. If that one is gone too, it was the
-answer.
+out of memory): its answer is graded again, alone, in a fresh process. If that one is gone too, it was the answer.
 """
 
 from __future__ import annotations
