@@ -238,6 +238,7 @@ class Session:
             **metrics,
             **per_domain(samples),
             **self.failures.row(),
+            **{f"grader_restarts/{domain}": count for domain, count in self.grader.take_restarts().items()},
             **{f"too_long/{domain}": count for domain, count in self.screen.dropped.items()},
         }
         self.screen.dropped.clear()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+MAX_LISTED = 100  # names in a message
 
 
 class ConfigError(ValueError):
@@ -17,7 +19,14 @@ class ConfigError(ValueError):
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """A suggestion for a misspelt name: the closest known one, else all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+    return f"did you mean {close[0]!r}?" if close else f"known are {listed(sorted(known))}"
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names in a message, of very many or very long ones the first: a file may have thousands of columns."""
+    shown = [f"{name!s:.80}" for name in names]
+    more = f" and {len(shown) - MAX_LISTED} more" if len(shown) > MAX_LISTED else ""
+    return ", ".join(shown[:MAX_LISTED]) + more
 
 
 class Strict(BaseModel):

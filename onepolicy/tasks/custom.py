@@ -44,7 +44,10 @@ class CustomOptions(SourceOptions):
 
 def custom_source(domain: str, options: CustomOptions, seed: int) -> Source:
     """Call the user's class."""
-    source = load_object(options.source)(domain=domain, seed=seed, **options.options)
+    try:
+        source = load_object(options.source)(domain=domain, seed=seed, **options.options)
+    except SystemExit as error:
+        raise ValueError(f"domain {domain!r}: {options.source} ends the program (SystemExit: {error})") from None
     if hasattr(source, "start") and not hasattr(source, "max_turns"):
         raise ValueError(f"{options.source} starts episodes, and needs max_turns, how many turns the policy may take")
     return cast(Source, source)
