@@ -44,8 +44,6 @@ def chosen(only: Sequence[str], text: str, short: bool) -> dict[str, list[Case]]
 
 def drill(cases: dict[str, list[Case]], folder: Path, jobs: int) -> Iterable[tuple[str, Case, str]]:
     """(kind, case, fault) for each case, in the order of the tables."""
-    os.environ["ONEPOLICY_CACHE"] = str(folder / "cache")  # never the user's
-    os.environ["OMP_NUM_THREADS"] = "1"
     FORKS.set_forkserver_preload(["onepolicy.commands", *(f"benchmarks.{module}" for module in MODULES)])
     models = folder / "models"
     make_models(models)
@@ -70,6 +68,8 @@ def main() -> None:
     cases = chosen(options.only, options.case, options.short)
     held = dict.fromkeys(cases, 0)
     with tempfile.TemporaryDirectory(prefix="drill-") as folder:
+        os.environ["ONEPOLICY_CACHE"] = str(Path(folder) / "cache")  # never the user's; forked processes have it too
+        os.environ["OMP_NUM_THREADS"] = "1"
         for kind, case, fault in drill(cases, Path(folder), options.jobs):
             held[kind] += not fault
             if fault:

@@ -171,7 +171,9 @@ def other(alphabet: str = SCRATCH["alphabet"], **architecture: Any) -> Spoil:
 def with_code(folder: Path) -> None:
     """Code of its own that would leave a file behind."""
     (folder / "modeling_evil.py").write_text(f"open({str(folder.parent / MARK)!r}, 'w').close()\n")
-    edit("config.json", auto_map={"AutoModelForCausalLM": "modeling_evil.Evil", "AutoConfig": "modeling_evil.C"})(folder)
+    edit("config.json", auto_map={"AutoModelForCausalLM": "modeling_evil.Evil", "AutoConfig": "modeling_evil.C"})(
+        folder
+    )
     edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["modeling_evil.T", None]})(folder)
 
 
@@ -254,7 +256,9 @@ FAULTS: dict[str, Fault] = {
     "NaN": Fault(put(NORM, float("nan")), (NORM,), True),
     "infinity": Fault(put(EMBEDDING, float("inf")), (EMBEDDING,)),
     "missing tensor": Fault(tensors(lambda found: found.pop(DOWN)), (DOWN,), True),
-    "missing layers": Fault(edit("config.json", num_hidden_layers=2, layer_types=["full_attention"] * 2), ("layers.1",)),
+    "missing layers": Fault(
+        edit("config.json", num_hidden_layers=2, layer_types=["full_attention"] * 2), ("layers.1",)
+    ),
     "unexpected tensor": Fault(
         tensors(lambda found: found.__setitem__("model.layers.7.mlp.up_proj.weight", torch.ones(2, 2))),
         ("model.layers.7.mlp.up_proj.weight",),
@@ -299,10 +303,14 @@ FAULTS: dict[str, Fault] = {
     # tokenizers and templates
     "no tokenizer": Fault(without("tokenizer.json"), ("tokenizer",)),
     "tokenizer cut": Fault(cut("tokenizer.json", 0.5), ("tokenizer",), True),
-    "tokenizer an LFS pointer": Fault(write("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n"), ("tok",)),
+    "tokenizer an LFS pointer": Fault(
+        write("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n"), ("tok",)
+    ),
     "tokenizer_config.json broken": Fault(write("tokenizer_config.json", "{"), ("tokenizer",)),
     "tokenizer with a token beyond the embeddings": Fault(added_token, ("tok",)),
-    "template that cannot be parsed": Fault(template("{% for message in messages %}{{ message.content }"), ("unexpected '}'",)),
+    "template that cannot be parsed": Fault(
+        template("{% for message in messages %}{{ message.content }"), ("unexpected '}'",)
+    ),
     "template that raises": Fault(template("{{ raise_exception('no such chat') }}"), ("no such chat",)),
     "template that divides by zero": Fault(template("{{ 1 // 0 }}"), ("template",)),
     "template without an end": Fault(template("{% for i in range(10**10) %}{% endfor %}"), ("template",)),
@@ -325,7 +333,9 @@ STUDENTS: dict[str, Fault] = {
         template("{% if add_generation_prompt %}<assistant>{% endif %}"), ("template",)
     ),
     "template that asks for a variable": Fault(template("{{ undefined_thing.name }}"), ("undefined_thing",)),
-    "template that wants an object": Fault(template("{{ messages[0].content.text.upper() }}"), ("has no attribute 'text'",)),
+    "template that wants an object": Fault(
+        template("{{ messages[0].content.text.upper() }}"), ("has no attribute 'text'",)
+    ),
 }
 
 
@@ -363,7 +373,10 @@ FINE: dict[str, tuple[Spoil, Callable[[Place], str]]] = {
     "float16": (in_dtype(torch.float16), finite),
     "float64": (in_dtype(torch.float64), finite),
     "padded vocabulary": (grown, finite),
-    "a copy in another format beside it": (lambda folder: shutil.copy(folder / WEIGHTS, folder / "consolidated.safetensors"), finite),
+    "a copy in another format beside it": (
+        lambda folder: shutil.copy(folder / WEIGHTS, folder / "consolidated.safetensors"),
+        finite,
+    ),
     "template written otherwise": (template("{# the same #}" + CHAT_TEMPLATE), finite),
     "code that comes with it": (with_code, runs_no_code),
     "no generation_config.json": (without("generation_config.json"), finite),
@@ -389,15 +402,20 @@ CASES: dict[str, list[Case]] = {
             "template that refuses a system message",
             partial(
                 student,
-                template("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE),
+                template(
+                    "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE
+                ),
                 system_prompt="be brief",
             ),
             ("no system",),
         ),
         Case(
             "template that forgets the system message",
-            partial(student, template(CHAT_TEMPLATE.replace("messages %}", "messages if message.role == 'user' %}")),
-                    system_prompt="be"),
+            partial(
+                student,
+                template(CHAT_TEMPLATE.replace("messages %}", "messages if message.role == 'user' %}")),
+                system_prompt="be",
+            ),
             ("system",),
         ),
         *(

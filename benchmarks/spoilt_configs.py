@@ -62,7 +62,10 @@ WRONG: dict[str, Wrong] = {
     "source missing": Wrong("rlvr", "domains.early.tasks.source=tests.early:Nobody", ("Nobody",)),
     "source's options wrong": Wrong("rlvr", "domains.early.tasks.options={half: early, quarter: 1}", ("quarter",)),
     # unknown keys
-    **{f"unknown key, {recipe}": Wrong(recipe, "learning_rte=1e-5", ("learning_rte",), recipe == "mopd") for recipe in RECIPES},
+    **{
+        f"unknown key, {recipe}": Wrong(recipe, "learning_rte=1e-5", ("learning_rte",), recipe == "mopd")
+        for recipe in RECIPES
+    },
     "unknown key of optim": Wrong("sft", "optim.learning_rte=1", ("optim.learning_rte", "learning_rate")),
     "unknown key of a domain": Wrong("rlvr", "domains.early.shares=1", ("shares", "share")),
     "unknown key of a source": Wrong("rlvr", "domains.early.tasks={kind: letters,tsk: sort}", ("tsk",)),
@@ -91,13 +94,14 @@ WRONG: dict[str, Wrong] = {
                 ("mix_rl", "domains.early.share", ".inf"),
                 ("mopd", "loss.distill.max_signal", ".inf"),
                 ("mopd", "loss.distill.max_signal", ".nan"),
-                ("mopd", "distill_weight", ".nan"),
+                ("mopd", "loss.distill.power", ".nan"),
                 ("mopd", "check.warn_reverse_kl", ".nan"),
                 ("mopd", "loss.distill.weighting.position", ".inf"),
                 ("copd", "exchange.beta", ".inf"),
             ]
         )
     },
+    "distill_weight .nan": Wrong("mopd", "distill_weight={start: .nan, end: 1, steps: 3}", ("distill_weight",)),
     "alpha .nan": Wrong("mix_rl", "balance.kind=gap balance.alpha=.nan", ("alpha",)),
     "targets .inf": Wrong("mix_rl", "balance.kind=share balance.targets={early: .inf,late: 1}", ("targets",)),
     "scale .nan": Wrong("copd", "merge={method: task_arithmetic,scale: .nan}", ("scale",)),
@@ -120,7 +124,8 @@ WRONG: dict[str, Wrong] = {
     "scale of average": Wrong("copd", "merge.scale=0.5", ("scale",)),
     "max_disagreement of rlvr": Wrong("rlvr", "loss.distill.weighting.max_disagreement=1", ("max_disagreement",)),
     "max_disagreement with one teacher": Wrong(
-        "mopd", "teachers={self: {model: self,domains: [early,late]}} loss.distill.weighting.max_disagreement=1",
+        "mopd",
+        "teachers={self: {model: self,domains: [early,late]}} loss.distill.weighting.max_disagreement=1",
         ("max_disagreement",),
     ),
     "density of average": Wrong("merge", "density=0.5", ("density",)),
@@ -148,7 +153,9 @@ WRONG: dict[str, Wrong] = {
     "teacher of no domain": Wrong("mopd", "teachers.sort=x", ("sort",)),
     "domain without a teacher": Wrong("mopd", "teachers={early: x}", ("late",)),
     "domain with two teachers": Wrong("mopd", "teachers.late.domains=[early,late]", ("early",)),
-    "teacher from scratch": Wrong("mopd", "teachers.early={model: {scratch: {architecture: {},alphabet: ab}}}", ("path",)),
+    "teacher from scratch": Wrong(
+        "mopd", "teachers.early={model: {scratch: {architecture: {},alphabet: ab}}}", ("path",)
+    ),
     "order without a domain": Wrong("cascade_rl", "order=[early]", ("late",)),
     "order twice": Wrong("cascade_rl", "order=[early,early,late]", ("early",)),
     "order of no domain": Wrong("cascade_rl", "order=[early,later]", ("later",)),
@@ -167,7 +174,9 @@ WRONG: dict[str, Wrong] = {
         "rlvr", "reference_kl=1 model={scratch: {architecture: {model_type: qwen3},alphabet: ab}}", ("reference_kl",)
     ),
     "architecture without a type": Wrong("sft", "model.scratch.architecture={}", ("model_type",)),
-    "architecture that does not divide": Wrong("sft", "model.scratch.architecture.num_key_value_heads=3", ("architecture",)),
+    "architecture that does not divide": Wrong(
+        "sft", "model.scratch.architecture.num_key_value_heads=3", ("architecture",)
+    ),
     "alphabet of one": Wrong("sft", "model.scratch.alphabet=a", ("alphabet",)),
     "attention unknown": Wrong("rlvr", "model.attention=magic", ("magic",)),
     "template argument unknown": Wrong("rlvr", "model.chat_template_kwargs={thinking: true}", ("thinking",)),
@@ -278,7 +287,9 @@ SHORT = ("a key twice", "an open bracket", "output with other files", "output a 
 CASES: dict[str, list[Case]] = {
     "configs": [
         *(
-            Case(name, partial(overridden, wrong), wrong.names or (wrong.overrides.partition("=")[0],), short=wrong.short)
+            Case(
+                name, partial(overridden, wrong), wrong.names or (wrong.overrides.partition("=")[0],), short=wrong.short
+            )
             for name, wrong in WRONG.items()
         ),
         *(Case(name, prepare, names, limit_s=30, short=name in SHORT) for name, (prepare, names) in FILES.items()),
