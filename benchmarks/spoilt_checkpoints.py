@@ -1,4 +1,4 @@
-"""Checkpoints and chat templates that are spoilt, as a teacher's and as the student's, and unusual ones that are fine."""
+"""Spoilt checkpoints and chat templates, as a teacher's and as the student's, and unusual ones that are fine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOWN = "model.layers.0.mlp.down_proj.weight"
 MARK = "executed"  # what code that comes with a checkpoint would leave behind
 
 
-# -- how -----------------------------------------------------------------------------------------------------------------
+# -- how ---------------------------------------------------------------------------------------------------------------
 
 
 def write(file: str, content: str | bytes) -> Spoil:
@@ -208,7 +208,7 @@ def added_token(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(data))
 
 
-# -- what ----------------------------------------------------------------------------------------------------------------
+# -- what --------------------------------------------------------------------------------------------------------------
 
 
 class Fault(NamedTuple):

@@ -202,7 +202,7 @@ def overridden(wrong: Wrong, place: Place) -> list[str]:
     return [*place.run(place.settings(wrong.recipe)), *re.split(r" (?=[a-z_.]+=)", wrong.overrides)]
 
 
-# -- files ---------------------------------------------------------------------------------------------------------------
+# -- files -------------------------------------------------------------------------------------------------------------
 
 
 def text(content: str | bytes, place: Place) -> list[str]:
@@ -214,7 +214,13 @@ def text(content: str | bytes, place: Place) -> list[str]:
 def bomb(place: Place) -> list[str]:
     """2**40 strings by aliases."""
     lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
-    return text("\n".join([*lines, "recipe: sft", "domains: *a39", "output: run", "steps: 1", "model: *a39"]), place)
+    return text("\n".join([*lines, "recipe: sft", "model: *a39", "output: run", "steps: 1"]), place)
+
+
+def itself(place: Place) -> list[str]:
+    """Domains that contain themselves."""
+    (_, file) = place.run({key: value for key, value in place.settings("sft").items() if key != "domains"})
+    return text(Path(file).read_text() + "domains: &a {b: *a}\n", place)
 
 
 def keys(place: Place) -> list[str]:
@@ -265,16 +271,16 @@ FILES: dict[str, tuple[Callable[[Place], list[str]], tuple[str, ...]]] = {
     "a tab": (partial(text, "optim:\n\tlearning_rate: 1\n"), ("line 2",)),
     "a tag of Python's": (partial(text, "steps: !!python/object/apply:os.system [true]\n"), ("run.yaml", "line 1")),
     "bytes": (partial(text, bytes(range(256))), ("run.yaml",)),
-    "Latin-1": (partial(text, "recipe: sft # ".encode() + b"\xfc\n"), ("run.yaml", "UTF-8")),
+    "Latin-1": (partial(text, b"recipe: sft # \xfc\n"), ("run.yaml", "UTF-8")),
     "nested 10,000 deep": (partial(text, "a: " + "[" * 10_000), ("run.yaml",)),
     "nested 900 deep": (partial(text, "recipe: sft\nsteps: " + "[" * 900 + "]" * 900), ("run.yaml",)),
     "an alias bomb": (bomb, ("run.yaml",)),
-    "an alias of itself": (partial(text, "recipe: sft\ndomains: &a {b: *a}\n"), ("run.yaml",)),
+    "an alias of itself": (itself, ("domains",)),
     "100,000 keys": (keys, ("key0",)),
     "a pipe": (pipe, ("run.yaml",)),
     "extends itself": (extending, ("other.yaml", "extends")),
     "extends nothing": (partial(text, "extends: nowhere.yaml\nrecipe: sft\n"), ("nowhere.yaml",)),
-    "extends a number": (partial(text, "extends: 3\nrecipe: sft\n"), ("extends",)),
+    "extends a number": (partial(text, "extends: 3\nrecipe: sft\n"), ("no such file", "3")),
     "output a file": (partial(with_output, a_file), ("occupied",)),
     "output below a file": (partial(with_output, lambda folder: a_file(folder) / "run"), ("occupied",)),
     "output with other files": (partial(with_output, thesis), ("not empty",)),
@@ -282,6 +288,7 @@ FILES: dict[str, tuple[Callable[[Place], list[str]], tuple[str, ...]]] = {
     "output with a NUL": (partial(with_output, lambda folder: f"{folder}/a\0b"), ("output",)),
     "output of another run": (other_run, ("seed: 5 there, 0 here",)),
 }
+LINES = {"100,000 keys": 30, "an alias bomb": 100}  # lines that the error may have: each fault has its own
 SHORT = ("a key twice", "an open bracket", "output with other files", "output a file")
 
 CASES: dict[str, list[Case]] = {
@@ -292,6 +299,9 @@ CASES: dict[str, list[Case]] = {
             )
             for name, wrong in WRONG.items()
         ),
-        *(Case(name, prepare, names, limit_s=30, short=name in SHORT) for name, (prepare, names) in FILES.items()),
+        *(
+            Case(name, prepare, names, limit_s=30, short=name in SHORT, lines=LINES.get(name, 1))
+            for name, (prepare, names) in FILES.items()
+        ),
     ]
 }

@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ def run(place: Place, recipe: str = "rlvr", tasks: dict[str, Any] | None = None,
     return place.run(place.settings(recipe, domains={"rows": {"tasks": own, "eval_size": 4}}, **changes))
 
 
-# -- rows ----------------------------------------------------------------------------------------------------------------
+# -- rows --------------------------------------------------------------------------------------------------------------
 
 
 def lines(found: Sequence[Any]) -> str:
@@ -57,14 +58,15 @@ def as_parquet(found: Sequence[Any] = GOOD) -> bytes:
     return out.getvalue()
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """A file of rows; `names` are in the error line."""
 
     content: bytes | Callable[[], bytes]
     names: tuple[str, ...] = ("rows.jsonl",)
     file: str = "rows.jsonl"
-    tasks: dict[str, Any] = {}
-    changes: dict[str, Any] = {}
+    tasks: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
     short: bool = False
 
 
@@ -203,7 +205,7 @@ FINE: dict[str, Rows] = {
     "one row": Rows(lines(GOOD[:1]).encode(), ()),
 }
 
-# -- graders -------------------------------------------------------------------------------------------------------------
+# -- graders -----------------------------------------------------------------------------------------------------------
 
 GOLD = 'if response == "abc":\n        return 1.0\n    '  # right on gold answers, whatever comes behind
 
