@@ -24,7 +24,7 @@ from onepolicy.jobs import FORKS
 from tests.runs import settings
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("kills", "spoilt_checkpoints", "spoilt_configs", "spoilt_rows")  # where the tables are
+MODULES = ("kills", "changes", "spoilt_checkpoints", "spoilt_configs", "spoilt_rows")  # where the tables are
 LIMIT_S = 90.0  # for one command; ten are more than one takes alone
 MEMORY_BYTES = 16 << 30  # of address space: a bomb must not take the machine with it
 OPENED = {".lock", "config.yaml", "run.json", "check.json"}  # in the folder of a run that has only been opened
@@ -119,7 +119,7 @@ def tables() -> dict[str, list[Case]]:
 
 def attempt(kind: str, case: Case, place: Place) -> str:
     """Run one case. Returns a fault, or "" when it holds."""
-    place.folder.mkdir(parents=True)
+    place.folder.mkdir(parents=True, exist_ok=True)
     if case.attempt is not None:
         return case.attempt(place)
     return judge(case, place, command(place, case.limit_s, kind, case.name))

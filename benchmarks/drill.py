@@ -2,11 +2,11 @@
 
     python -m benchmarks.drill [--only KIND ...] [--case TEXT] [--jobs 2] [--short]      (or: make drill)
 
-Kinds and their tables: kills (kills.py), teachers, students (spoilt_checkpoints.py), configs (spoilt_configs.py), rows,
-graders (spoilt_rows.py). A case holds when it is refused before long work, with exit code 2, one line on stderr that
-names the culprit and nothing half-written; or, where the input is legal, when it ends with the right result; or, for a
-kill, when the resumed run is bit-identical to an undisturbed one. Prints a line for each case that does not hold, then
-held / tried for each kind. Ends with status 1 when something does not hold.
+Kinds and their tables: kills (kills.py), changes (changes.py), teachers and students (spoilt_checkpoints.py), configs
+(spoilt_configs.py), rows and graders (spoilt_rows.py). A case holds when it is refused before long work, with exit code
+2, one line on stderr that names the culprit and nothing half-written; or, where the input is legal, when it ends with
+the right result; or, for a kill, when the resumed run is bit-identical to an undisturbed one. Prints a line for each
+case that does not hold, then held / tried for each kind. Ends with status 1 when something does not hold.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.cases import MODULES, Case, Place, attempt, tables
 from onepolicy.jobs import FORKS
 from tests.runs import checkpoint
 
-KINDS = ("kills", "teachers", "students", "configs", "rows", "graders")
+KINDS = ("kills", "changes", "teachers", "students", "configs", "rows", "graders")
 
 
 def make_models(folder: Path) -> None:

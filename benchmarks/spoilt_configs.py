@@ -288,7 +288,11 @@ FILES: dict[str, tuple[Callable[[Place], list[str]], tuple[str, ...]]] = {
     "output with a NUL": (partial(with_output, lambda folder: f"{folder}/a\0b"), ("output",)),
     "output of another run": (other_run, ("seed: 5 there, 0 here",)),
 }
-LINES = {"100,000 keys": 30, "an alias bomb": 100}  # lines that the error may have: each fault has its own
+LINES = {
+    "100,000 keys": 30,
+    "an alias bomb": 100,
+    "an alias of itself": 2,
+}  # lines that the error may have: each fault has its own
 SHORT = ("a key twice", "an open bracket", "output with other files", "output a file")
 
 CASES: dict[str, list[Case]] = {

@@ -123,6 +123,7 @@ SPOILT: dict[str, Rows] = {
         lines([{"prompt": "a", "meta": {"b": 1}}] * 5).encode(), ("meta.answer",), tasks={"answer": "meta.answer"}
     ),
     "a part of a text": Rows(lines(GOOD).encode(), ("no 'value'",), tasks={"answer": "answer.value"}),
+    "fewer prompts than are held out": Rows(lines(GOOD[:3] * 9).encode(), ("eval_size", "3 distinct")),
     "a prompt beyond the context": Rows(with_row(prompt="a" * 100), ("row 3",), short=True),
     "a prompt of 20 MB": Rows(lambda: with_row(prompt="a" * 20_000_000), ("row 3",)),
     "every prompt beyond the context": Rows(
@@ -154,7 +155,10 @@ SPOILT: dict[str, Rows] = {
     "an unknown ending": Rows(lines(GOOD).encode(), ("rows.txt",), "rows.txt"),
     "a split of a file": Rows(lines(GOOD).encode(), ("train",), tasks={"split": "train"}),
     "a demonstration empty": Rows(
-        with_row(how=""), (*FOURTH, "how"), tasks={"demonstration": "how"}, changes={"recipe": "sft"}
+        lines([row | {"how": "abc" if number else ""} for number, row in enumerate(GOOD)]).encode(),
+        ("row 0", "how"),
+        tasks={"demonstration": "how"},
+        changes={"recipe": "sft"},
     ),
 }
 
@@ -195,14 +199,20 @@ FINE: dict[str, Rows] = {
     "TSV": Rows(as_csv("\t").encode(), (), "rows.tsv"),
     "gzip": Rows(gzip.compress(lines(GOOD).encode()), (), "rows.jsonl.gz"),
     "Parquet": Rows(as_parquet, (), "rows.parquet"),
-    "chats": Rows(lines([row | {"prompt": [USER]} for row in GOOD]).encode(), ()),
-    "nulls in messages": Rows(lines([row | {"prompt": [USER | {"tool_calls": None}]} for row in GOOD]).encode(), ()),
-    "a struct": Rows(lines([{"prompt": "a", "m": {"b": "c"}}] * 9).encode(), (), tasks={"answer": "m.b"}),
+    "chats": Rows(lines([row | {"prompt": [USER | {"content": row["prompt"]}]} for row in GOOD]).encode(), ()),
+    "nulls in messages": Rows(
+        lines(
+            [row | {"prompt": [{"role": "user", "content": row["prompt"], "tool_calls": None}]} for row in GOOD]
+        ).encode(),
+        (),
+    ),
+    "a struct": Rows(
+        lines([{"prompt": row["prompt"], "m": {"b": "c"}} for row in GOOD]).encode(), (), tasks={"answer": "m.b"}
+    ),
     "numbers": Rows(lines([row | {"answer": 7} for row in GOOD]).encode(), (), tasks={"grader": "number"}),
     "several right answers": Rows(lines([row | {"answer": ["a", "b"]} for row in GOOD]).encode(), ()),
     "null in another column": Rows(with_row(more=None), ()),
     "one long prompt, dropped": Rows(with_row(prompt="a" * 100), ("too_long: drop",), changes={"too_long": "drop"}),
-    "one row": Rows(lines(GOOD[:1]).encode(), ()),
 }
 
 # -- graders -----------------------------------------------------------------------------------------------------------
