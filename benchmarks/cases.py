@@ -136,7 +136,7 @@ def command(place: Place, limit_s: float, *what: str) -> Ended:
     if code is None:
         process.kill()
         process.join()
-    before = json.loads(there.read_text()) if (there := place.folder / "there.json").is_file() else []
+    before = json.loads(there.read_text()) if (there := place.folder / ".there").is_file() else []
     left = sorted(set(paths_in(place.output)).difference(before))
     if not log.is_file():
         said = (place.folder / "prepared").read_text(errors="replace").strip().splitlines()
@@ -215,7 +215,7 @@ def _child(models: str, folder: str, log: str, what: tuple[str, ...]) -> None:
         kind, name = what
         (case,) = (case for case in all_cases[kind] if case.name == name)
         arguments = case.prepare(place)
-        (place.folder / "there.json").write_text(json.dumps(paths_in(place.output)))
+        (place.folder / ".there").write_text(json.dumps(paths_in(place.output)))
     from onepolicy.cli import main
 
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)  # from here on the command speaks

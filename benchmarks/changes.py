@@ -85,7 +85,7 @@ def resumed(name: str, change: Change, place: Place) -> str:
     if (ended := command(place, LIMIT_S, *first)).code != 0:
         raise RuntimeError(f"the first half of {name!r} ended with {ended.code}: {ended.stderr[-300:]}")
     change.spoil(place)
-    (place.folder / "there.json").write_text(json.dumps(paths_in(place.output)))
+    (place.folder / ".there").write_text(json.dumps(paths_in(place.output)))
     (place.folder / "stderr").unlink()
     ended = command(place, LIMIT_S, *first[:-1], "steps=4")
     case = Case(name, lambda place: [], change.expected, "finished" if change.goes_on else "stopped")

@@ -137,7 +137,7 @@ def difference(one: Path, other: Path) -> str:
 
 def contents(folder: Path) -> list[str]:
     """Files that say what a run has computed: all but pages, logs and what tells of the machine."""
-    left_out = (".lock", "run.json", ".html", "report.md", "config.yaml", ".svg", "MANIFEST.json")
+    left_out = (".lock", "run.json", ".html", "report.md", "config.yaml", ".svg", "MANIFEST.json", ".seconds")
     paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(left_out))
     return [str(path.relative_to(folder)) for path in paths]
 

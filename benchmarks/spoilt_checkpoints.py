@@ -244,7 +244,7 @@ FAULTS: dict[str, Fault] = {
     "a file in the folder's place": Fault(as_file, ("spoilt",)),
     # indices
     "index of a missing shard": Fault(index({NORM: "model-00002-of-00002.safetensors"}), ("model-00002-of",)),
-    "index that points outside": Fault(outside, ("../elsewhere.safetensors",), True),
+    "index that points outside": Fault(outside, ("../elsewhere.safetensors",)),
     "index that points outside absolutely": Fault(outside_absolutely, ("elsewhere.safetensors",)),
     "index without weight_map": Fault(index(None), ("weight_map",)),
     "index with numbers for files": Fault(index({NORM: 3}), ("index.json",)),
@@ -255,7 +255,7 @@ FAULTS: dict[str, Fault] = {
     # tensors
     "NaN": Fault(put(NORM, float("nan")), (NORM,), True),
     "infinity": Fault(put(EMBEDDING, float("inf")), (EMBEDDING,)),
-    "missing tensor": Fault(tensors(lambda found: found.pop(DOWN)), (DOWN,), True),
+    "missing tensor": Fault(tensors(lambda found: found.pop(DOWN)), (DOWN,)),
     "missing layers": Fault(
         edit("config.json", num_hidden_layers=2, layer_types=["full_attention"] * 2), ("layers.1",)
     ),
@@ -272,7 +272,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "missing embedding": Fault(tensors(lambda found: found.pop(EMBEDDING)), (EMBEDDING,)),
     "no tensors at all": Fault(tensors(lambda found: found.clear()), ("tensor",)),
-    "wrong shape": Fault(tensors(lambda found: found.__setitem__(NORM, torch.ones(8))), (NORM,), True),
+    "wrong shape": Fault(tensors(lambda found: found.__setitem__(NORM, torch.ones(8))), (NORM,)),
     "transposed": Fault(tensors(lambda found: found.__setitem__(DOWN, found[DOWN].t().contiguous())), (DOWN,)),
     "float8": Fault(tensors(lambda found: found.__setitem__(NORM, found[NORM].to(torch.float8_e4m3fn))), (NORM,)),
     "int8": Fault(tensors(lambda found: found.__setitem__(DOWN, found[DOWN].to(torch.int8))), (DOWN,)),
@@ -296,7 +296,7 @@ FAULTS: dict[str, Fault] = {
     "vocabulary too small": Fault(other(vocab_size=30), ("30",)),
     "context too short": Fault(edit("config.json", max_position_embeddings=6), ("6",)),
     "generation_config.json broken": Fault(write("generation_config.json", "{"), ("generation_config.json",)),
-    "end token outside the vocabulary": Fault(edit("generation_config.json", eos_token_id=99_999), ("99999",), True),
+    "end token outside the vocabulary": Fault(edit("generation_config.json", eos_token_id=99_999), ("99999",)),
     "end token negative": Fault(edit("generation_config.json", eos_token_id=-3), ("-3",)),
     "end token a word": Fault(edit("generation_config.json", eos_token_id="1"), ("eos_token_id",)),
     "temperature a word": Fault(edit("generation_config.json", temperature="hot"), ("temperature",)),

@@ -74,7 +74,7 @@ WRONG: dict[str, Wrong] = {
     "key of rlvr in mopd": Wrong("mopd", "reference_kl=0.1"),
     # numbers that are none
     **{
-        f"{key} {value}": Wrong(recipe, f"{key}={value}", (key.rpartition(".")[2],), number % 12 == 0)
+        f"{key} {value}": Wrong(recipe, f"{key}={value}", (key.rpartition(".")[2],), number in (1, 3))
         for number, (recipe, key, value) in enumerate(
             [
                 ("sft", "optim.learning_rate", ".inf"),
