@@ -165,7 +165,7 @@ def without_rows(count: int) -> Callable[[Place], Any]:
 
 
 CHANGES: dict[str, Change] = {
-    "nothing": Change(nothing, short=True),
+    "nothing": Change(nothing),
     "the newest checkpoint torn": Change(torn("learner.pt"), ("step-000002 is torn",), short=True),
     "its facts torn": Change(torn("facts.json"), ("step-000002",)),
     "its manifest torn": Change(torn("MANIFEST.json"), ("step-000002",)),
@@ -180,7 +180,7 @@ CHANGES: dict[str, Change] = {
     "a record without its last row": Change(without_rows(1), ("metrics.jsonl",)),
     "no record": Change(lambda place: (place.output / "metrics.jsonl").unlink(), ("metrics.jsonl",)),
     "the end mark torn": Change(lambda place: (place.output / "done.json").write_text("{"), ("done.json",), False),
-    "a teacher's weights": Change(in_model(other_weights, "early"), ("'early'",), False, short=True),
+    "a teacher's weights": Change(in_model(other_weights, "early"), ("'early'",), False),
     "a teacher's config.json": Change(in_model(edit("config.json", rms_norm_eps=0.1), "early"), ("'early'",), False),
     "a teacher gone": Change(in_model(shutil.rmtree, "early"), ("'early'",), False),
     "the initial model's weights": Change(in_model(other_weights, "origin"), ("model",), False, "rlvr"),
@@ -209,7 +209,7 @@ def rows_of(place: Place) -> int:
 def under_way(name: str, spoil: Callable[[Path], Any], place: Place) -> str:
     """Change a teacher after two steps of many: the run must stop, name it, and go on once it is there again."""
     furnish(place)
-    arguments = [*place.run(settings("mopd", place)), "steps=400", "checkpoint.every=5", "eval.at_end=false"]
+    arguments = [*place.run(settings("mopd", place)), "steps=60", "checkpoint.every=5", "eval.at_end=false"]
     log = place.folder / "stderr"
     process = FORKS.Process(target=_child, args=(str(place.models), str(place.folder), str(log), tuple(arguments)))
     process.start()
@@ -218,10 +218,11 @@ def under_way(name: str, spoil: Callable[[Path], Any], place: Place) -> str:
         time.sleep(POLL_S)
     spoil(place.folder / "early")
     process.join(LIMIT_S)
-    if process.exitcode is None:
+    code = process.exitcode
+    if code is None:
         process.kill()
-    process.join()
-    ended = Ended(process.exitcode, log.read_text(errors="replace"), time.monotonic() - began, paths_in(place.output))
+        process.join()
+    ended = Ended(code, log.read_text(errors="replace"), time.monotonic() - began, paths_in(place.output))
     return judge(Case(name, lambda place: [], ("'early'",), "stopped"), place, ended)
 
 

@@ -176,7 +176,7 @@ def no_arguments(place: Place) -> list[str]:
 
 Kill = Callable[[Place], str]
 KILLS: dict[str, Kill] = {name: partial(killed, recipe, tuple(fractions)) for name, recipe, fractions in moments()}
-SHORT = ("sft at 4/8", "mopd at 5/8")
+SHORT = ("sft at 5/8",)
 CASES: dict[str, list[Case]] = {
     "kills": [Case(name, no_arguments, attempt=kill, short=name in SHORT) for name, kill in KILLS.items()]
 }

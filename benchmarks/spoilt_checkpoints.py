@@ -238,7 +238,7 @@ FAULTS: dict[str, Fault] = {
     "weights that are a pipe": Fault(as_pipe(WEIGHTS), (WEIGHTS,)),
     "pytorch_model.bin": Fault(pickled, ("pytorch_model.bin",), True),
     "GGUF": Fault(lambda folder: (folder / WEIGHTS).rename(folder / "model.gguf"), ("gguf",)),
-    "PEFT folder": Fault(adapter, ("adapter",), True),
+    "PEFT folder": Fault(adapter, ("adapter",)),
     "empty folder": Fault(emptied, ("config.json",)),
     "no folder": Fault(shutil.rmtree, ("spoilt",)),
     "a file in the folder's place": Fault(as_file, ("spoilt",)),
@@ -302,7 +302,7 @@ FAULTS: dict[str, Fault] = {
     "temperature a word": Fault(edit("generation_config.json", temperature="hot"), ("temperature",)),
     # tokenizers and templates
     "no tokenizer": Fault(without("tokenizer.json"), ("tokenizer",)),
-    "tokenizer cut": Fault(cut("tokenizer.json", 0.5), ("tokenizer",), True),
+    "tokenizer cut": Fault(cut("tokenizer.json", 0.5), ("tokenizer",)),
     "tokenizer an LFS pointer": Fault(
         write("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n"), ("tok",)
     ),
@@ -325,7 +325,7 @@ TEACHERS: dict[str, Fault] = {
     "fewer tokens": Fault(other(SCRATCH["alphabet"][:-1]), ("tokenizer",)),
     "other template": Fault(template(CHAT_TEMPLATE.replace("}>{{", "}>:{{")), ("renders a chat",), True),
     "no template": Fault(without("chat_template.jinja"), ("renders a chat",)),
-    "other end tokens": Fault(edit("generation_config.json", eos_token_id=[1, 3]), ("[1, 3]",), True),
+    "other end tokens": Fault(edit("generation_config.json", eos_token_id=[1, 3]), ("[1, 3]",)),
 }
 STUDENTS: dict[str, Fault] = {
     "template that renders nothing": Fault(template("{{ '' }}"), ("the prompt is empty",)),

@@ -99,7 +99,7 @@ SPOILT: dict[str, Rows] = {
     "a prompt of texts": Rows(with_row(prompt=["a1"]), (*FOURTH, "prompt")),
     "half a surrogate pair": Rows(with_row(prompt="a\ud800"), FOURTH),
     "half a surrogate pair in a message": Rows(with_row(prompt=[USER | {"content": "\udc00"}]), FOURTH),
-    "a message without role": Rows(with_row(prompt=[{"content": "a"}]), (*FOURTH, "role"), short=True),
+    "a message without role": Rows(with_row(prompt=[{"content": "a"}]), (*FOURTH, "role")),
     "a message without content": Rows(with_row(prompt=[{"role": "user"}]), (*FOURTH, "content")),
     "a message with content null": Rows(with_row(prompt=[USER | {"content": None}]), (*FOURTH, "content")),
     "a message with a number": Rows(with_row(prompt=[USER | {"content": 7}]), (*FOURTH, "content")),
@@ -108,7 +108,7 @@ SPOILT: dict[str, Rows] = {
     "an answer of the assistant at the end": Rows(with_row(prompt=[USER, USER | {"role": "assistant"}]), FOURTH),
     "no column of answers": Rows(lines([{"prompt": "a"}] * 5).encode(), ("rows.jsonl", "answer")),
     "a row without an answer": Rows(with_row(answer=...), (*FOURTH, "answer")),
-    "an answer null": Rows(with_row(answer=None), (*FOURTH, "answer"), short=True),
+    "an answer null": Rows(with_row(answer=None), (*FOURTH, "answer")),
     "an answer empty": Rows(with_row(answer=""), (*FOURTH, "answer")),
     "an answer a struct": Rows(with_row(answer={"value": "a"}), (*FOURTH, "answer.value")),
     "an answer NaN": Rows(with_row(answer=float("nan")), (*FOURTH, "answer")),
@@ -272,7 +272,7 @@ GRADERS: dict[str, Code] = {
     ),
     "returns nonsense for all but gold": Code(body(GOLD + 'return "x"'), ("grade", "'x'"), "stopped"),
     "gives gold answers 0": Code(body("return 0.0"), ("gold",)),
-    "raises on all": Code(body('raise KeyError("no rule")'), ("no rule",), short=True),
+    "raises on all": Code(body('raise KeyError("no rule")'), ("no rule",)),
     "raises on all but gold": Code(body(GOLD + 'raise KeyError("no rule")'), ("no rule",), "stopped"),
     "exits on all": Code(body("import sys", "sys.exit(0)"), ("rows",)),
     "ends its process on all": Code(body("import os", "os._exit(0)"), ("rows",)),
@@ -343,7 +343,7 @@ CASES: dict[str, list[Case]] = {
         *(Case(name, partial(spoilt, case), case.names, short=case.short) for name, case in SPOILT.items()),
         *(Case(name, prepare, names, limit_s=30) for name, (prepare, names) in PLACES.items()),
         *(
-            Case(f"fine: {name}", partial(spoilt, case), case.names, "finished", short=name == "Parquet")
+            Case(f"fine: {name}", partial(spoilt, case), case.names, "finished", short=name == "CSV")
             for name, case in FINE.items()
         ),
     ],
