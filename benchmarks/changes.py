@@ -179,7 +179,7 @@ CHANGES: dict[str, Change] = {
     ),
     "a record without its last row": Change(without_rows(1), ("metrics.jsonl",)),
     "no record": Change(lambda place: (place.output / "metrics.jsonl").unlink(), ("metrics.jsonl",)),
-    "the end mark torn": Change(lambda place: (place.output / "done.json").write_text("{"), ("done.json",), False),
+    "the end mark torn": Change(lambda place: (place.output / "done.json").write_text("{"), ("done.json",)),
     "a teacher's weights": Change(in_model(other_weights, "early"), ("'early'",), False),
     "a teacher's config.json": Change(in_model(edit("config.json", rms_norm_eps=0.1), "early"), ("'early'",), False),
     "a teacher gone": Change(in_model(shutil.rmtree, "early"), ("'early'",), False),

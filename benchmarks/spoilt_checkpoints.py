@@ -270,7 +270,9 @@ FAULTS: dict[str, Fault] = {
         ),
         ("layers.1",),
     ),
-    "missing embedding": Fault(tensors(lambda found: found.pop(EMBEDDING)), (EMBEDDING,)),
+    "missing embedding": Fault(
+        tensors(lambda found: found.pop(EMBEDDING)), ("is in no file of",)
+    ),  # the head is tied to it
     "no tensors at all": Fault(tensors(lambda found: found.clear()), ("tensor",)),
     "wrong shape": Fault(tensors(lambda found: found.__setitem__(NORM, torch.ones(8))), (NORM,)),
     "transposed": Fault(tensors(lambda found: found.__setitem__(DOWN, found[DOWN].t().contiguous())), (DOWN,)),
