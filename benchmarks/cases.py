@@ -83,7 +83,8 @@ class Place:
 class Case:
     """`prepare` spoils something and returns the arguments of `onepolicy`.
 
-    refused   exit code 2, one line `error: ...` that has all of `names` in it; no step taken, nothing half-written
+    refused   exit code 2, one line `error: ...` that has all of `names` in it ("a|b": one of two); no step taken, nothing
+              half-written
     stopped   the same, but steps may have been taken
     finished  exit code 0 and a result; stderr has all of `names` in it; `check` returns a fault, or ""
     """
@@ -167,7 +168,7 @@ def judge(case: Case, place: Place, ended: Ended) -> str:
         return f"exit code {ended.code} instead of 2: {last}"
     if len(faults) != 1 or (case.lines == 1 and not lines[-1].startswith("error: ")):
         return f"{len(faults)} error lines instead of one: {' | '.join(line[:150] for line in lines)}"
-    if missing := [name for name in case.names if name not in faults[0]]:
+    if missing := [name for name in case.names if not any(one in faults[0] for one in name.split("|"))]:
         return f"the error does not name {missing[0]!r}: {faults[0][:400]}"
     if torn := [path for path in ended.left if Path(path).name.endswith(".tmp") or path in ("model", "done.json")]:
         return f"left behind: {', '.join(torn)}"

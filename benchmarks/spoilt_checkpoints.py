@@ -387,7 +387,7 @@ FINE: dict[str, tuple[Spoil, Callable[[Place], str]]] = {
 CASES: dict[str, list[Case]] = {
     "teachers": [
         *(
-            Case(name, partial(teacher, fault.spoil), ("teacher 'early'", *fault.names), short=fault.short)
+            Case(name, partial(teacher, fault.spoil), ("teacher 'early'|/spoilt", *fault.names), short=fault.short)
             for name, fault in (FAULTS | TEACHERS).items()
         ),
         *(
