@@ -83,8 +83,8 @@ class Place:
 class Case:
     """`prepare` spoils something and returns the arguments of `onepolicy`.
 
-    refused   exit code 2, one line `error: ...` that has all of `names` in it ("a|b": one of two); no step taken, nothing
-              half-written
+    refused   exit code 2, one line `error: ...` that has all of `names` in it ("a|b": one of two); no step taken and
+              nothing half-written
     stopped   the same, but steps may have been taken
     finished  exit code 0 and a result; stderr has all of `names` in it; `check` returns a fault, or ""
     """

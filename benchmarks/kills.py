@@ -123,9 +123,11 @@ def told(place: Place) -> str:
 # -- comparing ---------------------------------------------------------------------------------------------------------
 
 
-def difference(one: Path, other: Path) -> str:
-    """The first difference between the folders of two runs, "" when there is none."""
-    names = [sorted(name for name in contents(folder)) for folder in (one, other)]
+def difference(one: Path, other: Path, but: str = "") -> str:
+    """The first difference between the folders of two runs, "" when there is none; `but` is a folder left out."""
+    names = [
+        sorted(name for name in contents(folder) if not but or not name.startswith(but)) for folder in (one, other)
+    ]
     if names[0] != names[1]:
         unlike = sorted(set(names[0]) ^ set(names[1]))
         return f"files are not those of the undisturbed run: {', '.join(unlike[:5])}"

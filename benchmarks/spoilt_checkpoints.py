@@ -330,7 +330,7 @@ TEACHERS: dict[str, Fault] = {
     "other end tokens": Fault(edit("generation_config.json", eos_token_id=[1, 3]), ("[1, 3]",)),
 }
 STUDENTS: dict[str, Fault] = {
-    "template that renders nothing": Fault(template("{{ '' }}"), ("the prompt is empty",)),
+    "template that renders nothing": Fault(template("{{ '' }}"), ("the prompt is empty|does not show it",)),
     "template that leaves the user out": Fault(
         template("{% if add_generation_prompt %}<assistant>{% endif %}"), ("template",)
     ),
