@@ -28,7 +28,7 @@ MODULES = ("kills", "changes", "spoilt_checkpoints", "spoilt_configs", "spoilt_r
 LIMIT_S = 90.0  # for one command; ten are more than one takes alone
 MEMORY_BYTES = 16 << 30  # of address space: a bomb must not take the machine with it
 OPENED = {".lock", "config.yaml", "run.json", "check.json"}  # in the folder of a run that has only been opened
-QUIET = ("warning: ", "note: ")  # beginnings of lines that may stand above an error, or above nothing
+QUIET = ("warning: ", "note: ", "stopped: ")  # beginnings of lines that may stand above an error, or above nothing
 Outcome = Literal["refused", "stopped", "finished"]
 
 
