@@ -24,6 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from onepolicy.config import ModelConfig
+from onepolicy.tensornames import check_names
 
 MODEL = "model"  # who, of a run's own
 DTYPES = {  # https://huggingface.co/docs/safetensors, "Format"
@@ -218,11 +219,16 @@ def weights_dtype(stored: dict[str, Stored]) -> str:
 def check_checkpoint(config: ModelConfig, who: str) -> Path:
     """All of the above that can be said without a download of weights; returns the folder."""
     folder = checkpoint_folder(config, who, weights=False)
-    empty_model(load_config(folder, who), config.attention, folder, who)
+    model = empty_model(load_config(folder, who), config.attention, folder, who)
     load_generation_config(folder, who)
     if is_local(config):
-        stored_tensors(weight_files(folder, who), who)
+        check_tensors(stored_tensors(weight_files(folder, who), who), model, folder, who)
     return folder
+
+
+def check_tensors(stored: dict[str, Stored], model: PreTrainedModel, folder: Path, who: str) -> None:
+    """Raises ValueError for tensors that are missing, unexpected or of another shape than `model`, which is empty."""
+    check_names({name: tensor.shape for name, tensor in stored.items()}, model, folder, who)
 
 
 def _snapshot(config: ModelConfig, who: str, weights: bool) -> Path:

@@ -24,6 +24,7 @@ from onepolicy import merging
 from onepolicy.checkpoints import (
     BESIDE,
     Stored,
+    check_tensors,
     checkpoint_folder,
     empty_model,
     load_config,
@@ -66,6 +67,7 @@ class Checkpoint:
         self.files = weight_files(self.folder, self.who)
         self.tensors: dict[str, Stored] = stored_tensors(self.files, self.who)
         model = empty_model(self.model_config, config.attention, self.folder, self.who)
+        check_tensors(self.tensors, model, self.folder, self.who)
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         names = {id(module): name for name, module in model.named_modules()}
         self.tied = head is not None and head.weight is embedding.weight

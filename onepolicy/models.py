@@ -34,9 +34,10 @@ from onepolicy.checkpoints import (
 from onepolicy.config import ModelConfig
 from onepolicy.engines.forward import check_head
 from onepolicy.engines.precision import DTYPES, choose_attention
-from onepolicy.engines.vocabulary import check_vocabulary
+from onepolicy.engines.vocabulary import check_end_tokens, check_vocabulary
 from onepolicy.files import whole
 from onepolicy.merging import is_finite
+from onepolicy.tensornames import refuse_missing, refuse_unexpected
 from onepolicy.tiny import character_tokenizer, from_scratch
 from onepolicy.weightcache import first_nonfinite
 
@@ -78,7 +79,9 @@ def text_settings(config: ModelConfig, who: str = MODEL) -> tuple[PreTrainedToke
         tokenizer = character_tokenizer(config.scratch.alphabet, config.scratch.roles)
         return tokenizer, GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     folder = checkpoint_folder(config, who, weights=False)
-    return load_tokenizer(config, who), load_generation_config(folder, who)
+    tokenizer, generation_config = load_tokenizer(config, who), load_generation_config(folder, who)
+    check_end_tokens(generation_config, tokenizer, folder, who)
+    return tokenizer, generation_config
 
 
 def load_model(
@@ -95,8 +98,7 @@ def load_model(
         folder = checkpoint_folder(config).resolve()
         load_config(folder)
         files = weight_files(folder)
-        generation_config = load_generation_config(folder)
-        tokenizer = load_tokenizer(config)
+        tokenizer, generation_config = text_settings(config)
         model = read_model(folder, torch.float32, config.attention)
         model.config.dtype = getattr(torch, weights_dtype(stored_tensors(files)))  # saved again as it came
         model.generation_config = generation_config
@@ -113,9 +115,9 @@ def load_model(
 
 
 def read_model(folder: Path, dtype: torch.dtype, attention: str | None, who: str = MODEL) -> PreTrainedModel:
-    """transformers' reading of a checkpoint. Raises ValueError for weights that are not there or of other shapes.
+    """transformers' reading of a checkpoint.
 
-    transformers itself would fill them with random numbers.
+    Raises ValueError for tensors that are missing, unexpected or of other shapes, which transformers tolerates.
     """
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -123,17 +125,8 @@ def read_model(folder: Path, dtype: torch.dtype, attention: str | None, who: str
         )
     except RuntimeError as error:
         raise ValueError(f"{who}: the weights in {folder} do not fit its config.json: {one_line(error)}") from error
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(
-            f"{who}: tensor {missing[0]!r} is in no file of {folder} ({len(missing)} missing in all), and its "
-            "config.json asks for it: the checkpoint is incomplete, or its configuration is another model's"
-        )
-    if extra := sorted(found["unexpected_keys"]):
-        print(
-            f"warning: {who}: {type(model).__name__} has no tensor {extra[0]!r} of {folder} ({len(extra)} in all): it "
-            "is not used, and not saved again",
-            file=sys.stderr,
-        )
+    refuse_missing(found["missing_keys"], folder, who)
+    refuse_unexpected(found["unexpected_keys"], type(model).__name__, folder, who)
     return model
 
 

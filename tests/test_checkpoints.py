@@ -219,18 +219,6 @@ def test_weights_that_a_configuration_asks_for_and_no_file_has_are_not_made_up(g
         load_model(ModelConfig(path=str(folder)))
 
 
-def test_weights_that_the_model_does_not_have_are_told_of(
-    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "more"
-    shutil.copytree(good, folder)
-    tensors = load_file(folder / "model.safetensors") | {"model.layers.9.extra": torch.ones(2)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    load_model(ModelConfig(path=str(folder)))
-    said = capsys.readouterr().err
-    assert "warning: model: Qwen3ForCausalLM has no tensor 'model.layers.9.extra' of" in said and "(1 in all)" in said
-
-
 def test_generation_parameters_of_an_old_configuration_are_read(good: Path, tmp_path: Path) -> None:
     folder = tmp_path / "old"
     shutil.copytree(good, folder)

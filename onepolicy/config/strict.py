@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Any, Self
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 
@@ -20,10 +28,26 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
 
 
-class Strict(BaseModel):
-    """Base of every config class: immutable, and an unknown key is an error with a suggestion."""
+def check_finite(value: Any, place: str = "") -> Any:
+    """A nest of settings, if no number in it is inf or NaN. Raises ValueError that names the key."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place or 'a number'} is {value}: give a finite number")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_finite(inner, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            check_finite(inner, f"{place}.{number}" if place else str(number))
+    return value
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+Settings = Annotated[dict[str, Any], AfterValidator(check_finite)]  # settings that another library reads
+
+
+class Strict(BaseModel):
+    """Base of every config class: immutable; an unknown key and a number that is inf or NaN are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="wrap")
     @classmethod
