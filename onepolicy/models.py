@@ -68,9 +68,13 @@ def load_tokenizer(config: ModelConfig, who: str = MODEL) -> PreTrainedTokenizer
     if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):  # then transformers makes an empty one
         raise ValueError(f"{who}: no tokenizer in {folder} (tokenizer.json, say): copy it there from the origin")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        no_words = len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab())
     except Exception as error:
         raise ValueError(f"{who}: the tokenizer in {folder} cannot be read: {one_line(error)}") from error
+    if no_words:
+        raise ValueError(f"{who}: the tokenizer in {folder} has no vocabulary: copy it there from the origin")
+    return tokenizer
 
 
 def text_settings(config: ModelConfig, who: str = MODEL) -> tuple[PreTrainedTokenizerBase, GenerationConfig]:
@@ -127,6 +131,12 @@ def read_model(folder: Path, dtype: torch.dtype, attention: str | None, who: str
         raise ValueError(f"{who}: the weights in {folder} do not fit its config.json: {one_line(error)}") from error
     refuse_missing(found["missing_keys"], folder, who)
     refuse_unexpected(found["unexpected_keys"], type(model).__name__, folder, who)
+    head = model.get_output_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
+        raise ValueError(
+            f"{who}: tie_word_embeddings is true in {folder / 'config.json'}, and the output head in its files is not "
+            "equal to the embeddings: set it to false there, or take a checkpoint of one kind"
+        )
     return model
 
 

@@ -26,7 +26,7 @@ from onepolicy.failures import Failures
 from onepolicy.learner import Learner
 from onepolicy.models import pick_device
 from onepolicy.policy import Policy
-from onepolicy.preflight import check_experts
+from onepolicy.preflight import check_experts, fit_teachers
 from onepolicy.progress import hush_transformers, progress
 from onepolicy.rewards import graded_rewards
 from onepolicy.rollout import play_on, rollout, submit
@@ -95,7 +95,8 @@ class Session:
         renderer.check_system_prompts(self.mixture.eval_tasks.values())
         for note in renderer.notes:
             print(f"note: {note}", file=sys.stderr)
-        room = Room(self.policy.engine, self.sampling)
+        whose = fit_teachers(config, [policy.engine for policy in self.policies.values()])
+        room = Room(self.policy.engine, self.sampling, whose)
         room.require(list(config.domains))
         self.screen = self._screen(room)
         self.mixture.restrict(self.screen, looks_ahead=True)

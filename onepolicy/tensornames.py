@@ -53,8 +53,8 @@ def refuse_missing(names: Collection[str], folder: Path, who: str) -> None:
     """Raises ValueError where there are any."""
     if names:
         raise ValueError(
-            f"{who}: tensor {min(names)!r} is in no file of {folder} ({len(names)} missing in all), and its config.json "
-            "asks for it: the checkpoint is incomplete, or its configuration is another model's"
+            f"{who}: tensor {min(names)!r} is in no file of {folder} ({len(names)} missing in all), and its "
+            "config.json asks for it: the checkpoint is incomplete, or its configuration is another model's"
         )
 
 
@@ -62,6 +62,6 @@ def refuse_unexpected(names: Collection[str], architecture: str, folder: Path, w
     """Raises ValueError where there are any but those that newer versions of transformers compute."""
     if extra := [name for name in names if not COMPUTED.search(name)]:
         raise ValueError(
-            f"{who}: {architecture} has no tensor {min(extra)!r}, which is in {folder} ({len(extra)} in all), so it would "
-            "not be used: config.json is another model's (fewer layers, for example), or these must be removed"
+            f"{who}: {architecture} has no tensor {min(extra)!r}, which is in {folder} ({len(extra)} in all), so it "
+            "would not be used: config.json is another model's (fewer layers, for example), or these must be removed"
         )

@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from onepolicy.config.objects import spelled
 from onepolicy.config.names import Name, check_distinct, check_domain_names
+from onepolicy.config.objects import spelled
 from onepolicy.config.strict import Settings, Strict, check_finite, did_you_mean
 
 

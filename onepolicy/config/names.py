@@ -34,8 +34,8 @@ def check_distinct(names: Iterable[str]) -> None:
         other = known.setdefault(name.lower(), name)
         if other != name:
             raise ValueError(
-                f"{other!r} and {name!r} differ only in upper and lower case, and some file systems would put them into "
-                "one file: rename one of them"
+                f"{other!r} and {name!r} differ only in upper and lower case, and some file systems would put them "
+                "into one file: rename one of them"
             )
     for name in known.values():
         for end in BESIDE:

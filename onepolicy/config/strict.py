@@ -22,6 +22,9 @@ class ConfigError(ValueError):
     """The configuration is wrong; the message lists every fault with its place and the fix."""
 
 
+MAX_LINES = 20  # faults of one file that are told
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """A suggestion for a misspelt name: the closest known one, else all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
@@ -76,3 +79,9 @@ def fault_line(fault: ErrorDetails, *above: str) -> str:
     place = ".".join([*above, *map(str, fault["loc"])]) or "the run"
     given = "" if fault["type"] in ("value_error", "missing", "extra_forbidden") else f" (got {fault['input']!r:.200})"
     return f"{place}: {fault['msg'].removeprefix('Value error, ')}{given}"
+
+
+def fault_lines(faults: Sequence[ErrorDetails], *above: str) -> list[str]:
+    """The faults of one configuration, a line each; of very many the first."""
+    lines = [fault_line(fault, *above) for fault in faults[:MAX_LINES]]
+    return lines if len(faults) <= MAX_LINES else [*lines, f"… and {len(faults) - MAX_LINES:,} more"]

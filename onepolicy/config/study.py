@@ -37,7 +37,7 @@ from onepolicy.config.common import Domains, ModelConfig
 from onepolicy.config.file import read_config
 from onepolicy.config.names import Name, check_distinct
 from onepolicy.config.registry import RECIPES
-from onepolicy.config.strict import ConfigError, Strict, did_you_mean, fault_line
+from onepolicy.config.strict import ConfigError, Strict, did_you_mean, fault_lines
 
 Fragment = dict[str, Any]  # of a run's configuration
 Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda|cuda:\d+)$")]
@@ -136,4 +136,4 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     try:
         return StudyConfig.model_validate(read_config(Path(path), overrides))
     except ValidationError as error:
-        raise ConfigError("\n".join(fault_line(fault) for fault in error.errors())) from None
+        raise ConfigError("\n".join(fault_lines(error.errors()))) from None

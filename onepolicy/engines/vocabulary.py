@@ -50,6 +50,6 @@ def check_end_tokens(
         for token in value if isinstance(value, list) else [] if value is None else [value]:
             if not 0 <= token < size and (name, token) != ("pad_token_id", -1):
                 raise ValueError(
-                    f"{who}: {name} is {token} in generation_config.json or config.json of {folder}, and the tokenizer's "
-                    f"ids go from 0 to {size - 1}: name a token of this vocabulary"
+                    f"{who}: {name} is {token} in generation_config.json or config.json of {folder}, and the "
+                    f"tokenizer's ids go from 0 to {size - 1}: name a token of this vocabulary"
                 )
