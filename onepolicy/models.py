@@ -37,7 +37,7 @@ from onepolicy.engines.precision import DTYPES, choose_attention
 from onepolicy.engines.vocabulary import check_end_tokens, check_vocabulary
 from onepolicy.files import whole
 from onepolicy.merging import is_finite
-from onepolicy.tensornames import refuse_missing, refuse_unexpected
+from onepolicy.tensornames import refuse_missing, refuse_shape, refuse_unexpected
 from onepolicy.tiny import character_tokenizer, from_scratch
 from onepolicy.weightcache import first_nonfinite
 
@@ -125,10 +125,16 @@ def read_model(folder: Path, dtype: torch.dtype, attention: str | None, who: str
     """
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     except RuntimeError as error:
         raise ValueError(f"{who}: the weights in {folder} do not fit its config.json: {one_line(error)}") from error
+    for name, stored, expected in sorted(found["mismatched_keys"])[:1]:
+        refuse_shape(name, stored, expected, folder, who)
     refuse_missing(found["missing_keys"], folder, who)
     refuse_unexpected(found["unexpected_keys"], type(model).__name__, folder, who)
     head = model.get_output_embeddings()

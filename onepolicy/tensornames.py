@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -43,10 +44,7 @@ def check_names(stored: Shapes, model: PreTrainedModel, folder: Path, who: str) 
     refuse_unexpected(extra, type(model).__name__, folder, who)
     for name in sorted(expected.keys() & stored.keys()):
         if stored[name] != expected[name]:
-            raise ValueError(
-                f"{who}: tensor {name!r} in {folder} has the shape {list(stored[name])}, and its config.json asks for "
-                f"{list(expected[name])}: the weights are another model's, or the configuration is"
-            )
+            refuse_shape(name, stored[name], expected[name], folder, who)
 
 
 def refuse_missing(names: Collection[str], folder: Path, who: str) -> None:
@@ -65,3 +63,11 @@ def refuse_unexpected(names: Collection[str], architecture: str, folder: Path, w
             f"{who}: {architecture} has no tensor {min(extra)!r}, which is in {folder} ({len(extra)} in all), so it "
             "would not be used: config.json is another model's (fewer layers, for example), or these must be removed"
         )
+
+
+def refuse_shape(name: str, stored: Collection[int], expected: Collection[int], folder: Path, who: str) -> NoReturn:
+    """Raises ValueError with both shapes."""
+    raise ValueError(
+        f"{who}: tensor {name!r} in {folder} has the shape {list(stored)}, and its config.json asks for "
+        f"{list(expected)}: the weights are another model's, or the configuration is"
+    )

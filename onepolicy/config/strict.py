@@ -76,9 +76,14 @@ class Strict(BaseModel):
 
 def fault_line(fault: ErrorDetails, *above: str) -> str:
     """One fault as `place.in.the.file: what is wrong (got what)`."""
-    place = ".".join([*above, *map(str, fault["loc"])]) or "the run"
+    place = ".".join([*above, *map(_part, fault["loc"])]) or "the run"
     given = "" if fault["type"] in ("value_error", "missing", "extra_forbidden") else f" (got {fault['input']!r:.200})"
     return f"{place}: {fault['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _part(key: str | int) -> str:
+    """A part of a place, on one line however long and odd a key is."""
+    return f"{key:.80}" if isinstance(key, str) and key.isprintable() else f"{key!r:.80}"
 
 
 def fault_lines(faults: Sequence[ErrorDetails], *above: str) -> list[str]:

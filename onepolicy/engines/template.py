@@ -75,13 +75,9 @@ class Template:
 
     def text(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """A chat as text. Raises what the template raises."""
-        chat = [dict(message) for message in messages]
+        chat = [message if isinstance(message, dict) else dict(message) for message in messages]
         with _time_limit(LIMIT_S, self.title):
             return str(self.tokenizer.apply_chat_template(chat, tokenize=False, **{**self.arguments, **options}))
-
-    def ids(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
-        """The same as tokens, as transformers' apply_chat_template has them."""
-        return self.plain.encode(self.text(messages, **options))
 
     def structure(self) -> frozenset[int]:
         """The control tokens that the template writes around contents: roles, beginnings and ends of turns."""
