@@ -92,10 +92,11 @@ def _replaced(message: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
     content = message.get("content")
     if isinstance(content, str):
         yield content, {**message, "content": CONTENTS[0]}
-    for place, part in enumerate(content if isinstance(content, list) else []):
+    parts: list[Any] = content if isinstance(content, list) else []
+    for place, part in enumerate(parts):
         if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-            parts = [*content[:place], {**part, "text": CONTENTS[0]}, *content[place + 1 :]]
-            yield part["text"], {**message, "content": parts}
+            other = [*parts[:place], {**part, "text": CONTENTS[0]}, *parts[place + 1 :]]
+            yield part["text"], {**message, "content": other}
 
 
 def _check_parts(parts: Sequence[Any], text: str, title: str) -> None:
