@@ -138,10 +138,11 @@ def read_model(folder: Path, dtype: torch.dtype, attention: str | None, who: str
     refuse_missing(found["missing_keys"], folder, who)
     refuse_unexpected(found["unexpected_keys"], type(model).__name__, folder, who)
     head = model.get_output_embeddings()
-    if model.config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
+    tied = getattr(model.config, "tie_word_embeddings", False) and head is not None
+    if tied and head.weight is not model.get_input_embeddings().weight:
         print(
-            f"warning: {who}: tie_word_embeddings is true in {folder / 'config.json'}, and the output head in its files "
-            "is not equal to the embeddings: the head is used as it is, not tied",
+            f"warning: {who}: tie_word_embeddings is true in {folder / 'config.json'}, and the output head in its "
+            "files is not equal to the embeddings: the head is used as it is, not tied",
             file=sys.stderr,
         )
     return model

@@ -12,7 +12,6 @@ from typing import NoReturn
 
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter
 
 # Buffers that older versions of transformers saved, and that newer ones compute: rotary frequencies, causal masks and
 # numbers of positions. For example model.layers.0.self_attn.rotary_emb.inv_freq and transformer.h.0.attn.masked_bias.
@@ -26,10 +25,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 def check_names(stored: Shapes, model: PreTrainedModel, folder: Path, who: str) -> None:
     """Compares the headers of a checkpoint's files with its architecture: no weights are read, `model` has none.
 
-    Where transformers joins or splits tensors while it loads (experts of a mixture) this says nothing: then names can
+    Where transformers renames or joins tensors while it loads (experts of a mixture) this says nothing: then names can
     only be compared once the weights are read, see `models.read_model`. Raises ValueError that names the first tensor.
     """
-    if any(isinstance(one, WeightConverter) for one in get_model_conversion_mapping(model)):
+    if get_model_conversion_mapping(model, add_legacy=False):
         return
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if len(expected.keys() & stored.keys()) < len(expected) / 2:  # renamed as a whole: for example without "model."
