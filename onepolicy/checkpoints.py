@@ -24,7 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from onepolicy.config import ModelConfig
-from onepolicy.tensornames import COMPUTED, check_names
+from onepolicy.tensornames import check_names
 
 MODEL = "model"  # who, of a run's own
 DTYPES = {  # https://huggingface.co/docs/safetensors, "Format"
@@ -245,13 +245,17 @@ def check_checkpoint(config: ModelConfig, who: str) -> Path:
 
 def check_tensors(stored: dict[str, Stored], model: PreTrainedModel, folder: Path, who: str) -> None:
     """Raises ValueError for tensors that are missing, unexpected or of another shape than `model`, which is empty."""
-    check_names({name: tensor.shape for name, tensor in stored.items()}, model, folder, who)
-    counts = {name for name, tensor in model.state_dict().items() if not tensor.dtype.is_floating_point}
-    for name, tensor in stored.items():
-        if not tensor.dtype.is_floating_point and name not in counts and not COMPUTED.search(name):
+    expected = model.state_dict()
+    weights = {
+        name: tensor.shape for name, tensor in stored.items() if tensor.dtype.is_floating_point or name in expected
+    }
+    check_names(weights, model, folder, who)
+    for name in weights:
+        dtype = stored[name].dtype
+        if name in expected and expected[name].dtype.is_floating_point and not dtype.is_floating_point:
             raise ValueError(
-                f"{who}: tensor {name!r} in {tensor.file} is {str(tensor.dtype).removeprefix('torch.')}, and weights "
-                "are floating-point numbers: save the model in bfloat16 or float32 first"
+                f"{who}: tensor {name!r} in {stored[name].file} is {str(dtype).removeprefix('torch.')}, and weights are "
+                "floating-point numbers: save the model in bfloat16 or float32 first"
             )
 
 

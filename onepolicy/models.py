@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -136,7 +136,7 @@ def read_model(folder: Path, dtype: torch.dtype, attention: str | None, who: str
     for name, stored, expected in sorted(found["mismatched_keys"])[:1]:
         refuse_shape(name, stored, expected, folder, who)
     refuse_missing(found["missing_keys"], folder, who)
-    refuse_unexpected(found["unexpected_keys"], type(model).__name__, folder, who)
+    refuse_unexpected(_weights_among(found["unexpected_keys"], folder, who), type(model).__name__, folder, who)
     head = model.get_output_embeddings()
     tied = getattr(model.config, "tie_word_embeddings", False) and head is not None
     if tied and head.weight is not model.get_input_embeddings().weight:
@@ -146,6 +146,19 @@ def read_model(folder: Path, dtype: torch.dtype, attention: str | None, who: str
             file=sys.stderr,
         )
     return model
+
+
+def _weights_among(names: Collection[str], folder: Path, who: str) -> list[str]:
+    """Tensors that the module does not have, without integers: counters and indices are told of and left out."""
+    stored = stored_tensors(weight_files(folder, who), who) if names else {}
+    integers = [name for name in names if name in stored and not stored[name].dtype.is_floating_point]
+    if integers:
+        print(
+            f"warning: {who}: tensor {min(integers)!r} of {folder} ({len(integers)} in all) holds integers that the "
+            "architecture does not have: it is not used, and not saved again",
+            file=sys.stderr,
+        )
+    return sorted(set(names) - set(integers))
 
 
 def differing_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[str]:

@@ -348,6 +348,13 @@ def test_buffers_that_older_checkpoints_carry_are_no_fault(name: str, folder: Pa
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_integers_beside_the_weights_are_told_of_and_left_out(folder: Path, capsys: Any) -> None:
+    tensors(lambda found: found.update({"model.counter": torch.tensor([7])}))(folder)
+    check_checkpoint(ModelConfig(path=str(folder)), WHO)
+    assert "model.counter" not in load_model(ModelConfig(path=str(folder)))[0].state_dict()
+    assert "warning: model: tensor 'model.counter' of" in capsys.readouterr().err
+
+
 def test_a_tied_head_may_be_written_out_and_another_is_told_of(folder: Path, capsys: Any) -> None:
     tensors(lambda found: found.update({"lm_head.weight": found["model.embed_tokens.weight"].clone()}))(folder)
     check_checkpoint(ModelConfig(path=str(folder)), WHO)
