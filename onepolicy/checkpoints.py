@@ -254,8 +254,8 @@ def check_tensors(stored: dict[str, Stored], model: PreTrainedModel, folder: Pat
         dtype = stored[name].dtype
         if name in expected and expected[name].dtype.is_floating_point and not dtype.is_floating_point:
             raise ValueError(
-                f"{who}: tensor {name!r} in {stored[name].file} is {str(dtype).removeprefix('torch.')}, and weights are "
-                "floating-point numbers: save the model in bfloat16 or float32 first"
+                f"{who}: tensor {name!r} in {stored[name].file} is {str(dtype).removeprefix('torch.')}, and weights "
+                "are floating-point numbers: save the model in bfloat16 or float32 first"
             )
 
 

@@ -67,7 +67,6 @@ class Checkpoint:
         self.files = weight_files(self.folder, self.who)
         self.tensors: dict[str, Stored] = stored_tensors(self.files, self.who)
         model = empty_model(self.model_config, config.attention, self.folder, self.who)
-        check_tensors(self.tensors, model, self.folder, self.who)
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         names = {id(module): name for name, module in model.named_modules()}
         self.tied = head is not None and head.weight is embedding.weight
@@ -141,6 +140,9 @@ class Inputs:
         layouts = [self._resized_layout(checkpoint) for checkpoint in self.all]
         merging.check_layouts(layouts, self.where)
         self.layout = layouts[0]  # of the result, without values
+        base = self.base  # by now all hold the same tensors
+        model = empty_model(base.model_config, base.config.attention, base.folder, base.who)
+        check_tensors(base.tensors, model, base.folder, base.who)
 
     @property
     def hashes(self) -> dict[str, dict[str, str]]:
