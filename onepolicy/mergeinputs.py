@@ -24,6 +24,7 @@ from onepolicy import merging
 from onepolicy.checkpoints import (
     BESIDE,
     Stored,
+    check_tensors,
     checkpoint_folder,
     empty_model,
     load_config,
@@ -143,6 +144,9 @@ class Inputs:
         layouts = [self._resized_layout(checkpoint) for checkpoint in self.all]
         merging.check_layouts(layouts, self.where)
         self.layout = layouts[0]  # of the result, without values
+        base = self.base  # by now all hold the same tensors
+        model = empty_model(base.model_config, base.config.attention, base.folder, base.who)
+        check_tensors(base.tensors, model, base.folder, base.who)
 
     @property
     def hashes(self) -> dict[str, dict[str, str]]:

@@ -29,7 +29,7 @@ from onepolicy.failures import Failures
 from onepolicy.learner import Learner
 from onepolicy.models import pick_device
 from onepolicy.policy import Policy, bytes_on_disk, model_card
-from onepolicy.preflight import check_experts
+from onepolicy.preflight import check_experts, fit_teachers
 from onepolicy.progress import hush_transformers, progress
 from onepolicy.rollout import play_on, rollout, submit
 from onepolicy.runfolder import RunFolder, write_atomic
@@ -102,7 +102,8 @@ class Session:
         renderer.check_system_prompts(self.mixture.eval_tasks.values())
         for note in renderer.notes:
             print(f"note: {note}", file=sys.stderr)
-        room = Room(self.policy.engine, self.sampling)
+        whose = fit_teachers(config, [policy.engine for policy in self.policies.values()])
+        room = Room(self.policy.engine, self.sampling, whose)
         room.require(list(config.domains))
         self.screen = self._screen(room)
         self.mixture.restrict(self.screen, looks_ahead=True)

@@ -24,7 +24,7 @@ MAX_LINES, MAX_FUNCTION, MAX_FIELDS = 400, 60, 12
 LAYERS: list[set[str]] = [
     {"types", "thought", "files", "circumstances", "signals"},
     {"config", "progress", "merging", "sandbox", "rewards", "leftovers"},
-    {"tasks", "objectives", "tiny", "meter", "evaluation", "failures"},
+    {"tasks", "objectives", "tiny", "meter", "evaluation", "failures", "tensornames"},
     {"runfolder", "engines", "normalised", "checkpoints"},
     {"weightcache"},  # hashes files as run folders do, and is read by whoever loads weights
     {"models", "diagnostics", "written", "jobs", "watch", "updates"},
