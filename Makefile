@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTHONS ?= 3.11 3.12 3.13
 
-.PHONY: setup demo test test-slow test-light test-pythons lint bench compatibility study clean
+.PHONY: setup demo test test-slow test-light test-pythons lint bench compatibility drill study clean
 
 setup: $(VENV)/.installed-$(EXTRAS)
 
@@ -64,6 +64,10 @@ bench: setup
 # writes docs/compatibility.md; one row: python -m benchmarks.compatibility --only qwen3
 compatibility: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.compatibility
+
+# what goes wrong around a run, tried out: minutes; ends with status 1 when a case does not hold
+drill: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.drill
 
 # hours on two cores; finished runs are never run again
 study: setup

@@ -1,9 +1,10 @@
 """The balancer: scales samples by domain before a step, so that each domain gets its target fraction of the update.
 
-s_d is a domain's share of the update, m_d a running mean of its |signal| (both from update.domain_shares, which reads
-the coefficients that the loss is made of), and the budget share s_d·m_d·w_d / Σ. The signal is the teacher's log-ratio
-to the engine where there is a teacher, else the advantage. The signal of a demonstration is known after the step, and
-given to `observe` then. The rules are in objectives/balance.py; kind "none" changes nothing and records all the same.
+s_d is a domain's share of the update, m_d a running mean of its |signal|: both from update_plan.domain_shares, which
+reads the coefficients that the loss is made of. The budget share is s_d·m_d·w_d / Σ. The signal is the teacher's
+log-ratio to the engine where there is a teacher, else the advantage. The signal of a demonstration is known after the
+step, and given to `observe` then. The rules are in objectives/balance.py; kind "none" changes nothing and records all
+the same.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from onepolicy.config import BalanceConfig, LossConfig
 from onepolicy.objectives.balance import dn_weights, gap_weights, share_weights, shares
 from onepolicy.types import Array, Sample
-from onepolicy.update import DomainShare, domain_shares
+from onepolicy.update_plan import DomainShare, domain_shares
 
 
 class Balancer:

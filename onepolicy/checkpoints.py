@@ -24,6 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from onepolicy.config import ModelConfig
+from onepolicy.tensornames import check_names
 
 MODEL = "model"  # who, of a run's own
 DTYPES = {  # https://huggingface.co/docs/safetensors, "Format"
@@ -48,6 +49,7 @@ UNUSABLE = {
     "youtu": "transformers zeroes the embedding of its padding token at each load: a saved student would not come back",
 }
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")  # one of these holds the tokens
+MAX_LAYERS = 10_000  # the empty module of so many is built in a minute
 MAX_REASON = 160  # characters of another library's message in one of ours
 # The generation parameters that must be numbers, and those that are a token id or a list of them.
 NUMBERS = {"temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty"}
@@ -105,9 +107,15 @@ def load_config(folder: Path, who: str = MODEL) -> PretrainedConfig:
         name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
         raise ValueError(f"{who}: {name} cannot be used: {UNUSABLE[model_type]} (model_type in {path})")
     for part in (fields, fields.get("text_config") or {}):
+        if not isinstance(part, dict):
+            raise ValueError(f"{who}: text_config in {path} holds {type(part).__name__}, not an object of settings")
+        layers = part.get("num_hidden_layers")
+        if isinstance(layers, int) and layers > MAX_LAYERS:
+            raise ValueError(f"{who}: num_hidden_layers is {layers:,} in {path}, beyond any model's: correct it there")
         quantised = part.get("quantization_config") or part.get("compression_config")
         if quantised:
-            method = quantised.get("quant_method", quantised.get("format", "of unknown method"))
+            known = quantised if isinstance(quantised, dict) else {}
+            method = known.get("quant_method", known.get("format", "of unknown method"))
             raise ValueError(
                 f"{who}: {folder} is quantised ({method}, quantization_config in config.json), which is not supported: "
                 "use the checkpoint in bfloat16 that it was made from, or dequantise it with "
@@ -153,7 +161,7 @@ def load_generation_config(folder: Path, who: str = MODEL) -> GenerationConfig:
         if path.name == "config.json":
             return GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)
         return GenerationConfig.from_pretrained(folder)
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(f"{who}: {path} is not valid: {one_line(error)}") from error
 
 
@@ -169,9 +177,19 @@ def weight_files(folder: Path, who: str = MODEL) -> list[Path]:
         files = [folder / "model.safetensors"]
         _names_in(files[0], who)
         return files
+    if (folder / "model.safetensors").is_file():
+        raise ValueError(
+            f"{who}: {folder} holds both model.safetensors and {index.name}, two sets of weights: move one of them away"
+        )
     places = _read_object(index, who).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{who}: {index} has no weight_map: copy the checkpoint again")
+    for tensor, name in places.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(
+                f"{who}: {index} has tensor {tensor!r} in {name!r:.200}, which is no file of this folder: copy the "
+                "checkpoint again"
+            )
     names = sorted(set(places.values()))
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise ValueError(
@@ -218,11 +236,27 @@ def weights_dtype(stored: dict[str, Stored]) -> str:
 def check_checkpoint(config: ModelConfig, who: str) -> Path:
     """All of the above that can be said without a download of weights; returns the folder."""
     folder = checkpoint_folder(config, who, weights=False)
-    empty_model(load_config(folder, who), config.attention, folder, who)
+    model = empty_model(load_config(folder, who), config.attention, folder, who)
     load_generation_config(folder, who)
     if is_local(config):
-        stored_tensors(weight_files(folder, who), who)
+        check_tensors(stored_tensors(weight_files(folder, who), who), model, folder, who)
     return folder
+
+
+def check_tensors(stored: dict[str, Stored], model: PreTrainedModel, folder: Path, who: str) -> None:
+    """Raises ValueError for tensors that are missing, unexpected or of another shape than `model`, which is empty."""
+    expected = model.state_dict()
+    weights = {
+        name: tensor.shape for name, tensor in stored.items() if tensor.dtype.is_floating_point or name in expected
+    }
+    check_names(weights, model, folder, who)
+    for name in weights:
+        dtype = stored[name].dtype
+        if name in expected and expected[name].dtype.is_floating_point and not dtype.is_floating_point:
+            raise ValueError(
+                f"{who}: tensor {name!r} in {stored[name].file} is {str(dtype).removeprefix('torch.')}, and weights "
+                "are floating-point numbers: save the model in bfloat16 or float32 first"
+            )
 
 
 def _snapshot(config: ModelConfig, who: str, weights: bool) -> Path:
@@ -268,8 +302,8 @@ def _names_in(path: Path, who: str) -> set[str]:
 def _read_object(path: Path, who: str) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{who}: {path} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{who}: {path} is not valid JSON: {one_line(error)}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{who}: {path} holds {type(fields).__name__}, not an object of settings")
     return fields

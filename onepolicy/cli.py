@@ -5,6 +5,7 @@ Answers --help and configuration errors without importing torch. Everything heav
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import sys
 import traceback
@@ -20,6 +21,7 @@ from onepolicy.config.plan import plan
 from onepolicy.faults import memory_hint, user_fault
 from onepolicy.files import require_writable
 from onepolicy.runfolder import check_folder, check_folders
+from onepolicy.signals import Terminated, terminable
 
 # Tracebacks are for us: plain, so that they can be searched and pasted.
 app = typer.Typer(
@@ -175,12 +177,16 @@ def _load(config: Path, overrides: list[str] | None) -> AnyRun:
 
 @contextmanager
 def _interruptible(hint: str = "interrupted") -> Iterator[None]:
-    """Ctrl-C ends with a line instead of a traceback, and exit code 130."""
+    """Ctrl-C and SIGTERM end with a line instead of a traceback, and exit code 130 or 143.
+
+    What is under way sees an exception, so that a run can keep its last finished step (session.py).
+    """
     try:
-        yield
-    except KeyboardInterrupt:
+        with terminable():
+            yield
+    except KeyboardInterrupt as error:
         print(f"\n{hint}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
 
 
 def main() -> None:
@@ -191,6 +197,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may not have all characters of a prompt
+    if sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)  # a file that is cut off while it is mapped ends the process with SIGBUS
     try:
         app()
     except Exception as error:

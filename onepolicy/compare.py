@@ -14,7 +14,7 @@ from onepolicy.config import StudyConfig
 from onepolicy.config.plan import PlannedRun, run_names, seeds_of, upstream
 from onepolicy.jobs import Job, check_finished, run_jobs
 from onepolicy.models import pick_device
-from onepolicy.runfolder import write_atomic
+from onepolicy.runfolder import read_object, write_atomic
 
 
 def compare(study: StudyConfig, runs: list[PlannedRun]) -> bool:
@@ -30,8 +30,11 @@ def compare(study: StudyConfig, runs: list[PlannedRun]) -> bool:
     for run in runs:
         if run.name.startswith("given/"):
             check_checkpoint(run.config.model, run.name)
+    file = study.output / "study.json"
+    if file.is_file() and not {"seeds", "reads"} <= set(read_object(file) or {"seeds": 0, "reads": 0}):
+        raise ValueError(f"{file} was written by no study and would be overwritten: set another output")
     study.output.mkdir(parents=True, exist_ok=True)
-    write_atomic(study.output / "study.json", json.dumps(facts(study, runs), indent=1))
+    write_atomic(file, json.dumps(facts(study, runs), indent=1))
     where = f" on {', '.join(study.devices)}" if study.devices else ""
     console.print(f"{len(runs)} runs, {study.processes} at a time{where}, in {study.output}", highlight=False)
     failed = run_jobs(jobs, study.processes, console, study.devices)

@@ -64,6 +64,15 @@ class Failures:
                     f"{self._told(domain, counts)}. Fix that, and the same command resumes from the last checkpoint"
                 )
 
+    def require_any(self) -> None:
+        """Raises ValueError when no answer of the whole run in some domain has a reward, however few there were."""
+        for domain, counts in self._total.items():
+            if counts.total() and not counts["graded"]:
+                raise ValueError(
+                    f"domain {domain!r}: none of the {counts.total()} answers of this run has a reward: "
+                    f"{self._told(domain, counts)}. No result is saved: fix that, and start it with another output"
+                )
+
     def summary(self) -> list[str]:
         """A line for every domain in which something failed, over the whole run."""
         return [

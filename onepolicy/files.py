@@ -10,6 +10,8 @@ import errno
 import os
 import re
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,8 @@ FULL = {
 #   pyarrow      OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device")
 ERRNO_IN_TEXT = re.compile(r"\b(?:os error|errno) (\d+)\b", re.IGNORECASE)
 
+WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
 
 class NoSpace(OSError):
     """Too little free space, found before anything was written. The message says how much is needed."""
@@ -35,6 +39,7 @@ def whole(target: Path) -> Iterator[Path]:
     """A path beside `target` to write a file or a folder to; at the end it is renamed to `target`.
 
     If anything fails meanwhile, what was written is removed and `target` stays as it was. A kill leaves `.NAME.tmp`.
+    A folder `target` that holds files of other names than the new one is not replaced but moved aside.
     Raises OSError, with the errno of a full disk where a library hides it: torch.save raises RuntimeError, safetensors
     an exception of its own.
     """
@@ -44,9 +49,11 @@ def whole(target: Path) -> Iterator[Path]:
         yield scratch
         _sync_all(scratch)
         if target.is_dir():  # only an empty folder can be renamed over
+            if not target.is_symlink() and not _names_in(target) <= _names_in(scratch):
+                move_aside(target)
             remove(target)
         scratch.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except BaseException as error:
         remove(scratch)
         number = full_disk(error)
@@ -74,6 +81,17 @@ def append_whole(path: Path, text: str, sync: bool = False) -> None:
             file.truncate(start)
             _name(error, path)
             raise
+
+
+def move_aside(path: Path) -> None:
+    """Keep a folder that holds what we have not written, as NAME.old-TIME beside it; told on stderr."""
+    kept = path.with_name(f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+    number = 1
+    while os.path.lexists(kept):
+        number += 1
+        kept = path.with_name(f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}-{number}")
+    path.rename(kept)
+    print(f"warning: {path} holds files that no run has written: it is kept as {kept}", file=sys.stderr)
 
 
 def remove(path: Path) -> None:
@@ -153,19 +171,35 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def files_in(folder: Path) -> list[Path]:
+    """All regular files in a folder and below, hidden ones and those in hidden folders left out."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
+    return [path for path in found if path.is_file()]
+
+
 def _name(error: BaseException, path: Path) -> None:
     """Writing to an open file raises an error that does not say which."""
     if isinstance(error, OSError) and error.filename is None and not isinstance(error, NoSpace):
         error.filename = str(path)
 
 
+def _names_in(folder: Path) -> set[Path]:
+    """All files in a folder and below. The parts that weights are split into count as one."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.with_name("weights") if WEIGHTS.fullmatch(path.name) else path for path in files}
+
+
 def _sync_all(path: Path) -> None:
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
-            _sync(file)
+            sync(file)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

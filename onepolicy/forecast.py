@@ -23,7 +23,7 @@ from onepolicy.objectives.balance import shares
 from onepolicy.rewards import graded_rewards, has_contrast
 from onepolicy.rollout import groups_of
 from onepolicy.types import Sample
-from onepolicy.update import domain_shares
+from onepolicy.update_plan import domain_shares
 
 Rehearsed = MopdConfig | ReinforcedConfig
 BALANCED = (MopdConfig, MixRlConfig)

@@ -1,7 +1,7 @@
 """A model that learns: one algorithm-blind step over annotated samples, and itself a Scorer.
 
 The coefficients (which token counts how much, and the denominators) are computed once over the whole batch in
-update.py, so that the split into micro-batches cannot change the gradient; token_loss.py has the loss of a chunk.
+update_plan.py, so that the split into micro-batches cannot change the gradient; token_loss.py has the loss of a chunk.
 
 Within a micro-batch the backbone runs once. The head goes over chunks of its tokens, and each chunk's loss goes
 backward at once, into the head's weights and the chunk's hidden states; these gradients then go through the backbone
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from onepolicy import update
+from onepolicy import update_plan, updates
 from onepolicy.config import LossConfig, OptimConfig
 from onepolicy.engines.forward import (
     frozen_head,
@@ -44,7 +44,7 @@ from onepolicy.models import save_model
 from onepolicy.objectives import distill, weighting
 from onepolicy.token_loss import COUNTED_ON, Tokens, needs_whole_samples, token_loss
 from onepolicy.types import Array, Sample, TokenScores, Want
-from onepolicy.update import COMPONENTS, teacher_logprobs
+from onepolicy.update_plan import COMPONENTS, teacher_logprobs
 
 Divergence = Callable[[slice, Tensor], Tensor]  # (chunk of N, student log-probs [C, V]) → [C]
 
@@ -73,7 +73,8 @@ class Learner:
         self.vocabulary = vocabulary_size(tokenizer)
         self.head = live_head(model, self.vocabulary)
         self.version = 0
-        self.skipped = 0
+        self.skipped = self.skipped_in_row = 0
+        self.updating = False  # the optimizer is at it: an interrupt here leaves weights of no step
         settle(model, optim.gradient_checkpointing)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         decayed = {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": optim.weight_decay}
@@ -101,7 +102,7 @@ class Learner:
         Samples that carry no weight, or that the policy left empty, cost nothing. Raises ValueError for a sample whose
         weights ask for what it does not carry.
         """
-        coefficients = update.coefficients(samples, self.loss)
+        coefficients = update_plan.coefficients(samples, self.loss)
         active = [i for i, s in enumerate(samples) if any(coefficients[c][i].any() for c in COMPONENTS)]
         learnt = [samples[i] for i in active]
         _check_annotations(learnt)
@@ -135,7 +136,11 @@ class Learner:
             )
 
     def save(self, folder: Path, card: str = "") -> None:
-        """An ordinary Hugging Face folder: safetensors, tokenizer, generation config, model card."""
+        """An ordinary Hugging Face folder: safetensors, tokenizer, generation config, model card.
+
+        Raises ValueError when they are not finite.
+        """
+        updates.require_finite(self.model, self.optimizer, self.version)
         save_model(self.model, self.tokenizer, folder, card)
 
     def state(self) -> dict[str, Any]:
@@ -145,12 +150,14 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "version": self.version,
             "skipped": self.skipped,
+            "skipped_in_row": self.skipped_in_row,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.version, self.skipped = state["version"], state["skipped"]
+        self.skipped_in_row = state.get("skipped_in_row", 0)  # a checkpoint of an older version has none
 
     # -- one micro-batch -------------------------------------------------------------------------------------------
 
@@ -235,15 +242,19 @@ class Learner:
                 meter.add("masked", torch.from_numpy(masked_N), domain_N)
 
     def _update(self) -> dict[str, float]:
-        rate = self.optim.learning_rate * learning_rate_factor(self.optim, self.version, self.total_steps)
+        rate = self.optim.learning_rate * updates.learning_rate_factor(self.optim, self.version, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_norm).item()
         if math.isfinite(norm):
+            self.updating = True
             self.optimizer.step()  # leaves parameters alone that have no gradient, as after an empty batch
+            self.skipped_in_row = 0
         else:
             self.skipped += 1
+            self.skipped_in_row += 1
         self.version += 1
+        self.updating = False
         return {"grad_norm": norm, "learning_rate": rate, "skipped": float(self.skipped)}
 
     def _flat(self, arrays: Sequence[Any], dtype: type = np.float32) -> Tensor:
@@ -252,16 +263,6 @@ class Learner:
     def computing(self) -> AbstractContextManager[None]:
         """The precision of all that this policy computes."""
         return compute_in(self.dtype, self.device)
-
-
-def learning_rate_factor(optim: OptimConfig, step: int, total_steps: int) -> float:
-    """Linear warm-up to 1, then constant, or down to 0 at `total_steps` linearly or along a cosine."""
-    if step < optim.warmup_steps:
-        return (step + 1) / optim.warmup_steps
-    progress = min(1.0, (step - optim.warmup_steps) / max(1, total_steps - optim.warmup_steps))
-    return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[
-        optim.schedule
-    ]
 
 
 def _check_annotations(samples: Sequence[Sample]) -> None:

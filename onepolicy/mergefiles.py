@@ -46,6 +46,7 @@ def merge_files(inputs: Inputs, config: MergeConfig, target: Path) -> None:
         _write_weights(inputs, config, scratch)
         (scratch / "README.md").write_text(_card(config), encoding="utf-8")
         (scratch / MANIFEST).write_text(json.dumps(_manifest(inputs, config, scratch), indent=1))
+        inputs.check_unchanged()
 
 
 def merged_state(config: MergeConfig, base: merging.State, models: Sequence[merging.State]) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from onepolicy import merging
 from onepolicy.checkpoints import (
     BESIDE,
     Stored,
+    check_tensors,
     checkpoint_folder,
     empty_model,
     load_config,
@@ -34,6 +35,7 @@ from onepolicy.checkpoints import (
 from onepolicy.config import MergeConfig, ModelConfig
 from onepolicy.models import differing_tokens, load_tokenizer
 from onepolicy.runfolder import sha256
+from onepolicy.watch import Watch
 from onepolicy.weightcache import check_finite, file_facts
 
 MANIFEST = "merge.json"
@@ -64,6 +66,8 @@ class Checkpoint:
             load_generation_config(self.folder, self.who)
         self.tokenizer = load_tokenizer(config, self.who)
         self.files = weight_files(self.folder, self.who)
+        self.watch = Watch()
+        self.watch.add(self.who, [*self.files, *self.beside()])
         self.tensors: dict[str, Stored] = stored_tensors(self.files, self.who)
         model = empty_model(self.model_config, config.attention, self.folder, self.who)
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -103,7 +107,8 @@ class Checkpoint:
         return sorted(path for path in found if path.name != MANIFEST and not path.name.endswith(".index.json"))
 
     def read(self, name: str) -> Tensor:
-        """One tensor, mapped: its pages are let go of with it."""
+        """One tensor, mapped: its pages are let go of with it. Raises FilesChanged if its files have changed."""
+        self.watch.check()
         name = self.shown_as.get(name, name)
         with safe_open(self.tensors[name].file, "pt") as file:
             tensor: Tensor = file.get_tensor(name)
@@ -139,6 +144,9 @@ class Inputs:
         layouts = [self._resized_layout(checkpoint) for checkpoint in self.all]
         merging.check_layouts(layouts, self.where)
         self.layout = layouts[0]  # of the result, without values
+        base = self.base  # by now all hold the same tensors
+        model = empty_model(base.model_config, base.config.attention, base.folder, base.who)
+        check_tensors(base.tensors, model, base.folder, base.who)
 
     @property
     def hashes(self) -> dict[str, dict[str, str]]:
@@ -147,6 +155,7 @@ class Inputs:
 
     def check_finite(self) -> None:
         """Raises ValueError naming tensor and file. Reads all weights, unless their hashes are in the cache."""
+        self.check_unchanged()
         for checkpoint in self.all:
             check_finite(checkpoint.files, checkpoint.who)
 
@@ -154,6 +163,11 @@ class Inputs:
         """One tensor of the base and of every model, all of one shape."""
         tensors = [checkpoint.read(name) for checkpoint in self.all]
         return with_rows(tensors, self.rows) if name in self.base.vocabulary_tensors else tensors
+
+    def check_unchanged(self) -> None:
+        """Raises FilesChanged when a file of any model is not what it was when it was opened."""
+        for checkpoint in self.all:
+            checkpoint.watch.check()
 
     def where(self, i: int, tensor: str) -> str:
         checkpoint = self.all[i]

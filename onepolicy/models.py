@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -34,9 +34,10 @@ from onepolicy.checkpoints import (
 from onepolicy.config import ModelConfig
 from onepolicy.engines.forward import check_head
 from onepolicy.engines.precision import DTYPES, choose_attention
-from onepolicy.engines.vocabulary import check_vocabulary
+from onepolicy.engines.vocabulary import check_end_tokens, check_vocabulary
 from onepolicy.files import whole
 from onepolicy.merging import is_finite
+from onepolicy.tensornames import refuse_missing, refuse_shape, refuse_unexpected
 from onepolicy.tiny import character_tokenizer, from_scratch
 from onepolicy.weightcache import first_nonfinite
 
@@ -67,9 +68,13 @@ def load_tokenizer(config: ModelConfig, who: str = MODEL) -> PreTrainedTokenizer
     if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):  # then transformers makes an empty one
         raise ValueError(f"{who}: no tokenizer in {folder} (tokenizer.json, say): copy it there from the origin")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        no_words = len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab())
     except Exception as error:
         raise ValueError(f"{who}: the tokenizer in {folder} cannot be read: {one_line(error)}") from error
+    if no_words:
+        raise ValueError(f"{who}: the tokenizer in {folder} has no vocabulary: copy it there from the origin")
+    return tokenizer
 
 
 def text_settings(config: ModelConfig, who: str = MODEL) -> tuple[PreTrainedTokenizerBase, GenerationConfig]:
@@ -78,7 +83,9 @@ def text_settings(config: ModelConfig, who: str = MODEL) -> tuple[PreTrainedToke
         tokenizer = character_tokenizer(config.scratch.alphabet, config.scratch.roles)
         return tokenizer, GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     folder = checkpoint_folder(config, who, weights=False)
-    return load_tokenizer(config, who), load_generation_config(folder, who)
+    tokenizer, generation_config = load_tokenizer(config, who), load_generation_config(folder, who)
+    check_end_tokens(generation_config, tokenizer, folder, who)
+    return tokenizer, generation_config
 
 
 def load_model(
@@ -95,8 +102,7 @@ def load_model(
         folder = checkpoint_folder(config).resolve()
         load_config(folder)
         files = weight_files(folder)
-        generation_config = load_generation_config(folder)
-        tokenizer = load_tokenizer(config)
+        tokenizer, generation_config = text_settings(config)
         model = read_model(folder, torch.float32, config.attention)
         model.config.dtype = getattr(torch, weights_dtype(stored_tensors(files)))  # saved again as it came
         model.generation_config = generation_config
@@ -113,28 +119,46 @@ def load_model(
 
 
 def read_model(folder: Path, dtype: torch.dtype, attention: str | None, who: str = MODEL) -> PreTrainedModel:
-    """transformers' reading of a checkpoint. Raises ValueError for weights that are not there or of other shapes.
+    """transformers' reading of a checkpoint.
 
-    transformers itself would fill them with random numbers.
+    Raises ValueError for tensors that are missing, unexpected or of other shapes, which transformers tolerates.
     """
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     except RuntimeError as error:
         raise ValueError(f"{who}: the weights in {folder} do not fit its config.json: {one_line(error)}") from error
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(
-            f"{who}: tensor {missing[0]!r} is in no file of {folder} ({len(missing)} missing in all), and its "
-            "config.json asks for it: the checkpoint is incomplete, or its configuration is another model's"
-        )
-    if extra := sorted(found["unexpected_keys"]):
+    for name, stored, expected in sorted(found["mismatched_keys"])[:1]:
+        refuse_shape(name, stored, expected, folder, who)
+    refuse_missing(found["missing_keys"], folder, who)
+    refuse_unexpected(_weights_among(found["unexpected_keys"], folder, who), type(model).__name__, folder, who)
+    head = model.get_output_embeddings()
+    tied = getattr(model.config, "tie_word_embeddings", False) and head is not None
+    if tied and head.weight is not model.get_input_embeddings().weight:
         print(
-            f"warning: {who}: {type(model).__name__} has no tensor {extra[0]!r} of {folder} ({len(extra)} in all): it "
-            "is not used, and not saved again",
+            f"warning: {who}: tie_word_embeddings is true in {folder / 'config.json'}, and the output head in its "
+            "files is not equal to the embeddings: the head is used as it is, not tied",
             file=sys.stderr,
         )
     return model
+
+
+def _weights_among(names: Collection[str], folder: Path, who: str) -> list[str]:
+    """Tensors that the module does not have, without integers: counters and indices are told of and left out."""
+    stored = stored_tensors(weight_files(folder, who), who) if names else {}
+    integers = [name for name in names if name in stored and not stored[name].dtype.is_floating_point]
+    if integers:
+        print(
+            f"warning: {who}: tensor {min(integers)!r} of {folder} ({len(integers)} in all) holds integers that the "
+            "architecture does not have: it is not used, and not saved again",
+            file=sys.stderr,
+        )
+    return sorted(set(names) - set(integers))
 
 
 def differing_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from onepolicy.engines.probe import check_policy
 from onepolicy.engines.text import Renderer
 from onepolicy.learner import Learner
 from onepolicy.models import load_model
+from onepolicy.runfolder import tensor_bytes
 from onepolicy.types import Sample, TokenScores, Want
 
 
@@ -97,3 +98,27 @@ def merged(branches: Sequence[Policy], config: BranchMergeConfig) -> Policy:
         state = merging.task_arithmetic(origin, states, [config.scale] * len(states))
     result.learner.model.load_state_dict(state)
     return result
+
+
+def bytes_on_disk(policies: Iterable[Policy]) -> tuple[int, int]:
+    """Estimated from the weights: the bytes of one checkpoint of all policies, and of their saved models."""
+    checkpoint = models = 0
+    for policy in policies:
+        moments = 2 * sum(p.numel() * p.element_size() for p in policy.learner.parameters)  # AdamW's, from step 1 on
+        checkpoint += tensor_bytes(policy.state()) + moments
+        model = policy.learner.model
+        dtype = model.config.dtype or torch.float32
+        models += tensor_bytes(model.state_dict()) * dtype.itemsize // torch.float32.itemsize
+    return checkpoint, models
+
+
+def model_card(config: RunConfig) -> str:
+    """The README.md of a saved model: what it is and where it came from."""
+    recipe = type(config).model_fields["recipe"].default
+    origin = config.model.path or "a model built from scratch"
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [onepolicy, {recipe}]\n---\n"
+        f"# {config.output.name}\n\nTrained with onepolicy by the recipe `{recipe}` "
+        f"from {origin}, for {config.steps} steps on the domains {', '.join(config.domains)} "
+        f"(seed {config.seed}).\n\nThe full configuration is in `config.yaml` of the run folder that holds this.\n"
+    )

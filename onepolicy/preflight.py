@@ -30,6 +30,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from onepolicy.checkpoints import MODEL, check_checkpoint, checkpoint_folder, is_local, load_config, weight_files
 from onepolicy.config import CheckConfig, ModelConfig, MopdConfig, RunConfig, TaughtConfig
 from onepolicy.diagnostics import PolicyGap, disagreement_row, overlap_size, policy_gap
+from onepolicy.engines.local import LocalEngine
+from onepolicy.engines.positions import context_length
+from onepolicy.engines.room import MODEL_TITLE
+from onepolicy.engines.template import RENDERING, Template
 from onepolicy.engines.text import Renderer
 from onepolicy.models import differing_tokens, text_settings
 from onepolicy.runfolder import write_atomic
@@ -82,11 +86,27 @@ def check_experts(config: RunConfig) -> None:
             if is_local(model) is local:
                 check_checkpoint(model, who)
     tokenizer, generation_config = text_settings(config.model)
+    Renderer(
+        tokenizer, generation_config, config.model.chat_template_kwargs
+    )  # raises for a template that cannot render
     for name, model in teachers.items():
         check_identity(name, model, tokenizer, generation_config, config.model.chat_template_kwargs)
     for who, model in models.items():
         if not is_local(model):
             weight_files(checkpoint_folder(model, who), who)
+
+
+def fit_teachers(config: RunConfig, engines: Sequence[LocalEngine]) -> str:
+    """Let no row outgrow the context of a teacher, who could not score it whole. Returns whose context is the limit."""
+    whose = MODEL_TITLE
+    for name, teacher in config.teachers.items() if isinstance(config, TaughtConfig) else ():
+        who = f"teacher {name!r}"
+        context = context_length(load_config(checkpoint_folder(teacher.model, who, weights=False), who))
+        if context < engines[0].context:
+            whose = who
+            for engine in engines:
+                engine.context = context
+    return whose
 
 
 def check_identity(
@@ -112,8 +132,9 @@ def check_identity(
         )
     our_kwargs = kwargs or {}
     their_kwargs = our_kwargs if teacher.chat_template_kwargs is None else teacher.chat_template_kwargs
-    ours_end = Renderer(tokenizer, generation_config, our_kwargs).stop_ids
-    theirs_end = Renderer(theirs, their_generation_config, their_kwargs).stop_ids
+    our_renderer = Renderer(tokenizer, generation_config, our_kwargs)
+    their_renderer = Renderer(theirs, their_generation_config, their_kwargs)
+    ours_end, theirs_end = our_renderer.stop_ids, their_renderer.stop_ids
     if not theirs_end <= ours_end:
         raise ValueError(
             f"teacher {name!r} ends an answer with tokens {sorted(theirs_end)}, the student with {sorted(ours_end)}: "
@@ -121,7 +142,7 @@ def check_identity(
         )
     if (tokenizer.chat_template, our_kwargs) == (theirs.chat_template, their_kwargs):
         return
-    ours_shown, theirs_shown = _rendered(tokenizer, our_kwargs), _rendered(theirs, their_kwargs)
+    ours_shown, theirs_shown = _rendered(our_renderer.template), _rendered(their_renderer.template)
     if ours_shown != theirs_shown:
         raise ValueError(
             f"teacher {name!r} renders a chat as {theirs_shown!r}, the student as {ours_shown!r}: give both the chat "
@@ -252,7 +273,10 @@ def _same_tokens(name: str, student: PreTrainedTokenizerBase, teacher: PreTraine
         )
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> str:
-    if tokenizer.chat_template is None:
+def _rendered(template: Template) -> str:
+    if template.tokenizer.chat_template is None:
         return "no chat template"
-    return str(tokenizer.apply_chat_template(PROBE, tokenize=False, add_generation_prompt=True, **kwargs))
+    try:
+        return template.text(PROBE, add_generation_prompt=True)
+    except RENDERING as error:
+        return f"an error: {error}"

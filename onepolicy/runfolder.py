@@ -16,31 +16,29 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
-import platform
-import shutil
+import re
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
+from onepolicy.circumstances import circumstances, with_start
 from onepolicy.config import ConfigError, MergeConfig, RunConfig
 from onepolicy.config.file import load_run
-from onepolicy.files import append_whole, folder_bytes, remove, require_space, require_writable, whole
+from onepolicy.files import append_whole, folder_bytes, move_aside, require_space, require_writable, sync, whole
+from onepolicy.leftovers import remove_leftovers
 
 MAY_CHANGE = ("output", "device", "threads", "checkpoint", "eval", "steps", "too_long")  # on resuming a run
-PACKAGES = ("onepolicy", "torch", "transformers", "tokenizers", "numpy", "reasoning-gym")
 MANIFEST = "MANIFEST.json"
+CHECKPOINT = ("learner.pt", "facts.json", MANIFEST)  # the files of one
+RECORDS = ("metrics.jsonl", "samples.jsonl")  # rows of steps, which a checkpoint counts
 BEGUN = ("metrics.jsonl", "checkpoints", "rollouts", "sweep.json", "model")  # where there is one, work has been done
 CHECKED = "check.json"  # what `onepolicy check` found, before or after
 ARCHIVE_ENTRY = 1024  # bytes of a checkpoint's archive for each entry beside its numbers: a generous estimate
+STEP = re.compile(r"step-\d{6,}")
 FIRST = (".lock", ".config.yaml.tmp", CHECKED)  # all that a run holds that was killed as it opened its folder
-
-
 Run = RunConfig | MergeConfig  # of a folder: what trains, and what does not
 
 
@@ -57,10 +55,19 @@ class RunFolder:
         require_writable(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._claim()
-        self._remove_leftovers()  # first: they may be what fills the disk
-        write_atomic(self.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        remove_leftovers(self.path)  # first: they may be what fills the disk
+        if self.model.is_dir() and not _is_ours(self.model):
+            move_aside(self.model)
+        write_atomic(self.path / "config.yaml", _dumped(config))
         if not _has_begun(self.path):
-            write_atomic(self.path / "run.json", json.dumps(_circumstances(config), indent=1))
+            write_atomic(self.path / "run.json", json.dumps(circumstances(config.seed), indent=1))
+
+    def record_start(self, step: int, threads: int, device: str) -> list[str]:
+        """Tell run.json that a process takes steps from `step` on; returns what differs from the process before it."""
+        file = self.path / "run.json"
+        record, differing = with_start(read_object(file) or circumstances(self.config.seed), step, threads, device)
+        write_atomic(file, json.dumps(record, indent=1))
+        return differing
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         append_whole(self.path / name, json.dumps(row) + "\n")
@@ -80,28 +87,33 @@ class RunFolder:
         require_space(self.path, needed, what, reusable=there)
 
     def rewind(self, step: int) -> None:
-        """Forget what is newer than `step`: rows, checkpoints (torn, else they had been used), half-written files."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        """Forget what is newer than `step`: rows, checkpoints (not used, else we were there), half-written files."""
+        for name in RECORDS:
             path = self.path / name
             if path.is_file():
-                text = path.read_text(encoding="utf-8")
+                text = path.read_text(encoding="utf-8", errors="replace")
                 kept = "".join(line + "\n" for line in text.splitlines() if _step_of(line) <= step)
                 if kept != text:
                     write_atomic(path, kept)
         for folder in self._checkpoints():
             if _step_in(folder) > step:
-                shutil.rmtree(folder)
-        self._remove_leftovers()
+                _remove_checkpoint(folder)
+        remove_leftovers(self.path)
 
     def save_checkpoint(self, step: int, learner: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """`learner`: what torch saves. `facts`: JSON. Keeps the newest `checkpoint.keep`.
 
+        The rows of all steps until then are on the disk before it, and their numbers in it.
         Raises OSError (ENOSPC) when the disk is full, before anything is written where that can be foreseen. Earlier
         checkpoints stay as they are, so that the run can be resumed once there is space.
         """
         import torch
 
-        folder, text = self.path / "checkpoints" / f"step-{step:06d}", json.dumps(facts)
+        records = [self.path / name for name in RECORDS if (self.path / name).is_file()]
+        for path in records:
+            sync(path)
+        rows = {path.name: path.read_bytes().count(b"\n") for path in records}
+        folder, text = self.path / "checkpoints" / f"step-{step:06d}", json.dumps({**facts, "rows": rows})
         require_space(folder, tensor_bytes(learner) + len(text), f"the checkpoint of step {step}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with whole(folder) as scratch:
@@ -112,19 +124,45 @@ class RunFolder:
             hashes = {path.name: sha256(path) for path in sorted(scratch.iterdir())}
             (scratch / MANIFEST).write_text(json.dumps(hashes))
         keep = self.config.checkpoint.keep if isinstance(self.config, RunConfig) else 1
-        for old in self._checkpoints()[keep:]:
-            shutil.rmtree(old)
+        for old in [folder for folder in self._checkpoints() if (folder / MANIFEST).is_file()][keep:]:
+            _remove_checkpoint(old)
 
     def load_checkpoint(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """(learner, facts) of the newest whole checkpoint; a torn one is reported on stderr and passed over."""
-        import torch
+        """(learner, facts) of the newest whole checkpoint that has all its rows, or else of the newest whole one.
 
+        What is passed over, and how many rows or steps are lost, is told on stderr.
+        """
+        for path in self._strays():
+            _warn(f"{path} is no checkpoint and not used: move it away")
+        newest: tuple[Path, dict[str, Any], str] | None = None
         for folder in self._checkpoints():
-            if _is_whole(folder):
-                facts = json.loads((folder / "facts.json").read_text())
-                return torch.load(folder / "learner.pt", map_location="cpu", weights_only=True), facts
-            print(f"warning: checkpoint {folder} is torn and not used: going on from before it", file=sys.stderr)
+            if not _is_whole(folder):
+                _warn(f"checkpoint {folder} is torn and not used: going on from before it")
+                continue
+            facts = json.loads((folder / "facts.json").read_text())
+            lost = self._lost_rows(facts)
+            if not lost:
+                return _learner(folder), facts
+            newest = newest or (folder, facts, lost)
+            _warn(
+                f"checkpoint {folder} counts rows that are gone ({lost}): going on from before it, if that is possible"
+            )
+        if newest is not None:
+            folder, facts, lost = newest
+            _warn(f"no checkpoint before has all of its rows: going on from {folder}, and these are lost: {lost}")
+            return _learner(folder), facts
+        if steps := len(read_rows(self.path / "metrics.jsonl")):
+            _warn(f"no checkpoint in {self.path}: the {steps} steps in metrics.jsonl are lost, starting from step 0")
         return None
+
+    def _lost_rows(self, facts: Mapping[str, Any]) -> str:
+        """The rows that a checkpoint counts and that are not there, ready to read."""
+        lost = []
+        for name, counted in facts.get("rows", {}).items():
+            there = sum(row["step"] <= facts["step"] for row in read_rows(self.path / name))
+            if there < counted:
+                lost.append(f"{counted - there} of {counted} in {name}")
+        return " and ".join(lost)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         write_atomic(self.path / "done.json", json.dumps(facts, indent=1))
@@ -133,17 +171,22 @@ class RunFolder:
     def close(self) -> None:
         self._lock.close()
 
-    def _remove_leftovers(self) -> None:
-        """What a kill has left half-written, see `files.whole`."""
-        for leftover in list(self.path.glob("**/.*.tmp")):
-            remove(leftover)
-
     def _checkpoints(self) -> list[Path]:
         """Newest first."""
-        return sorted((self.path / "checkpoints").glob("step-*"), key=_step_in, reverse=True)
+        found = [path for path in self._in_checkpoints() if STEP.fullmatch(path.name) and path.is_dir()]
+        return sorted(found, key=_step_in, reverse=True)
+
+    def _strays(self) -> list[Path]:
+        """What lies beside the checkpoints and is none; hidden files are not told."""
+        known = {*self._checkpoints()}
+        return [path for path in self._in_checkpoints() if path not in known and not path.name.startswith(".")]
+
+    def _in_checkpoints(self) -> list[Path]:
+        folder = self.path / "checkpoints"
+        return sorted(folder.iterdir()) if folder.is_dir() else []
 
     def _claim(self) -> IO[str]:
-        lock = (self.path / ".lock").open("w")
+        lock = (self.path / ".lock").open("a")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -163,7 +206,17 @@ def check_folder(config: Run) -> None:
             there = load_run(path)
         except ConfigError as error:
             raise ConfigError(f"{path} holds a run that this version cannot read: {error}") from None
+        written = _has_begun(path) or any((path / name).is_file() for name in ("run.json", "done.json"))
+        if not written and (path / "config.yaml").read_text(encoding="utf-8") != _dumped(there):
+            raise ValueError(
+                f"{path} holds a config.yaml that no run has written: it would be overwritten; set another output"
+            )
         changed = _differences(there.model_dump(mode="json"), config.model_dump(mode="json"))
+        schedule = config.optim.schedule if isinstance(config, RunConfig) else "constant"
+        if not changed and schedule != "constant" and there.steps != config.steps:  # its learning rates were others
+            changed = [
+                f"steps: {there.steps} there, {config.steps} here, and optim.schedule {schedule} depends on them"
+            ]
         if changed and _has_begun(path):
             raise ValueError(
                 f"{path} holds a run with another configuration ({'; '.join(changed)}): "
@@ -190,13 +243,14 @@ def check_folders(configs: Sequence[Run]) -> None:
 def is_finished(config: Run) -> bool:
     """Whether this very run is done: `steps` may have been raised since, and then it is not."""
     check_folder(config)
-    done = Path(config.output) / "done.json"
-    if not done.is_file():
+    file = Path(config.output) / "done.json"
+    done = read_object(file)
+    if done is None:
         return False
-    try:
-        return bool(json.loads(done.read_text())["steps"] >= config.steps)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{done} is damaged ({error}): remove it, and the same command ends the run again") from None
+    if not isinstance(done.get("steps"), int):
+        _warn(f"{file} is damaged (it has no steps) and not used")
+        return False
+    return bool(done["steps"] >= config.steps)
 
 
 def in_use(path: Path) -> bool:
@@ -227,6 +281,36 @@ def _step_in(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
+def _remove_checkpoint(folder: Path) -> None:
+    """What we have written of it. The folder stays, and is told, when it holds something else."""
+    for name in CHECKPOINT:
+        (folder / name).unlink(missing_ok=True)
+    if others := sorted(path.name for path in folder.iterdir()):
+        _warn(f"{folder} is not removed, for it holds {others[0]}, which is no part of a checkpoint")
+    else:
+        folder.rmdir()
+
+
+def _learner(folder: Path) -> dict[str, Any]:
+    import torch
+
+    return dict(torch.load(folder / "learner.pt", map_location="cpu", weights_only=True))
+
+
+def _is_ours(model: Path) -> bool:
+    """Whether a model's folder was written by a run; its model card says so."""
+    card = model / "README.md"
+    return not any(model.iterdir()) or (card.is_file() and "onepolicy" in card.read_text(errors="replace"))
+
+
+def _dumped(config: Run) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def write_atomic(path: Path, text: str) -> None:
     """The file holds all of `text` (UTF-8), or what it held before."""
     with whole(path) as scratch:
@@ -235,8 +319,22 @@ def write_atomic(path: Path, text: str) -> None:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; a torn last line is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file of a run; None where there is none, and, with a warning, where it is torn."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        raise ValueError(f"it holds {type(found).__name__}, not an object")
+    except (ValueError, RecursionError) as error:
+        _warn(f"{path} is damaged ({error}) and not used")
+        return None
 
 
 def _step_of(line: str) -> float:
@@ -251,7 +349,7 @@ def _is_whole(folder: Path) -> bool:
         hashes = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return False
-    whole = isinstance(hashes, dict) and set(hashes) == {"learner.pt", "facts.json"}
+    whole = isinstance(hashes, dict) and {*hashes, MANIFEST} == {*CHECKPOINT}
     return whole and all((folder / name).is_file() and sha256(folder / name) == hashes[name] for name in hashes)
 
 
@@ -296,34 +394,3 @@ def tensor_bytes(state: Any) -> int:
         elif isinstance(value, (list, tuple)):
             waiting += value
     return sum(storages.values()) + ARCHIVE_ENTRY * entries
-
-
-def _circumstances(config: Run) -> dict[str, Any]:
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seed": config.seed,
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "torch_build": _torch_build(),
-        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
-    }
-
-
-def _version(name: str) -> str:
-    """Torch is asked itself: a package's metadata may leave out the build (2.13.0 for what is 2.13.0+cu130)."""
-    try:
-        if name == "torch":
-            import torch
-
-            return str(torch.__version__)
-        return version(name)
-    except (ImportError, PackageNotFoundError):
-        return "not installed"
-
-
-def _torch_build() -> dict[str, str | None]:
-    """For which GPUs torch was built, and from which commit; a build of one's own may share its version with others."""
-    try:
-        import torch
-    except ImportError:
-        return {}
-    return {"cuda": torch.version.cuda, "rocm": torch.version.hip, "commit": torch.version.git_version}

@@ -6,11 +6,12 @@ A recipe opens a Session, iterates `steps()`, and shows what is its own: draw, r
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -18,19 +19,22 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
+from onepolicy import updates
+from onepolicy.circumstances import device_name
 from onepolicy.config import LossConfig, MergeConfig, ModelConfig, RunConfig
 from onepolicy.engines.base import Engine, Sampling
 from onepolicy.engines.room import Room
-from onepolicy.evaluation import Evaluation, evaluate, prompt_text, transcript
+from onepolicy.evaluation import Evaluation, evaluate
 from onepolicy.failures import Failures
 from onepolicy.learner import Learner
 from onepolicy.models import pick_device
-from onepolicy.policy import Policy
-from onepolicy.preflight import check_experts
+from onepolicy.policy import Policy, bytes_on_disk, model_card
+from onepolicy.preflight import check_experts, fit_teachers
 from onepolicy.progress import hush_transformers, progress
-from onepolicy.rewards import graded_rewards
 from onepolicy.rollout import play_on, rollout, submit
-from onepolicy.runfolder import RunFolder, tensor_bytes, write_atomic
+from onepolicy.runfolder import RunFolder, write_atomic
+from onepolicy.signals import undisturbed
+from onepolicy.steprows import per_domain, readable, spent
 from onepolicy.tasks import check_options
 from onepolicy.tasks.check import require_golds
 from onepolicy.tasks.grading import Grader
@@ -38,12 +42,13 @@ from onepolicy.tasks.mixture import Mixture
 from onepolicy.tasks.screen import Screen
 from onepolicy.teachers import Routed, Shelf
 from onepolicy.types import Sample, Task
+from onepolicy.watch import FilesChanged, Watch, identities, require_same
 
 EVAL_SEED = 20_000_000  # of the answers to held-out questions: the same for every run, step and seed
 GOLDS = 16  # gold answers per domain that are graded before anything else
 ORIGIN = "the origin"  # among the identities; not a name that a teacher would have
-MAX_REFERENCE = 1000  # characters of a reference that are kept with it: the tests of a program may be megabytes
 SAMPLES_EVERY = 10  # steps between answers kept to read
+STOPS = (KeyboardInterrupt, FilesChanged)  # from outside: the last finished step is as good as it was
 
 
 class Stateful(Protocol):
@@ -64,7 +69,7 @@ class Session:
 
         Raises ValueError on bad input, OSError (ENOSPC) when the disk has no room.
         """
-        self.config = config
+        self.config, self._saves = config, saves
         with ExitStack() as stack:
             self._open(loss, branches, stack)
             if saves:
@@ -80,6 +85,8 @@ class Session:
         # then tasks and their graders, which fail on wrong gold answers
         self.folder = RunFolder(config)
         stack.callback(self.folder.close)
+        self.watch = Watch()
+        self.identities: dict[str, Any] = identities(config.model, config.domains, config.output, self.watch)
         self.mixture = Mixture(config.domains, config.seed)
         self.grader = stack.enter_context(Grader(config.domains))
         require_golds(self.mixture.sources, GOLDS, self.grader.grade)
@@ -95,17 +102,19 @@ class Session:
         renderer.check_system_prompts(self.mixture.eval_tasks.values())
         for note in renderer.notes:
             print(f"note: {note}", file=sys.stderr)
-        room = Room(self.policy.engine, self.sampling)
+        whose = fit_teachers(config, [policy.engine for policy in self.policies.values()])
+        room = Room(self.policy.engine, self.sampling, whose)
         room.require(list(config.domains))
         self.screen = self._screen(room)
         self.mixture.restrict(self.screen, looks_ahead=True)
         # what a checkpoint remembers besides the learners
         self.failures = Failures()
         self.remembered: dict[str, Stateful] = {"mixture": self.mixture, "failures": self.failures}
-        self.identities: dict[str, Any] = {}
         self.totals = {"sequences": 0, "tokens": 0, "seconds": 0.0}
         self._written = np.zeros(2, dtype=np.int64)  # sequences and tokens of this step, also those that it rejects
         self._show: Callable[[int, Mapping[str, float]], None] = lambda step, row: None
+        self._finished: Finished | None = None
+        self._saved = 0
 
     def _screen(self, room: Room) -> Screen:
         """Judges prompts or, where the run trains on them, demonstrations."""
@@ -125,8 +134,16 @@ class Session:
         """The learner of the only policy, or of the first branch."""
         return self.policy.learner
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        kept = ""
+        try:
+            if self._saves and kind is not None and issubclass(kind, STOPS):
+                with undisturbed():
+                    kept = self._keep_step()
+        finally:
+            self._stack.close()
+        if kept:
+            print(f"\n{kept}", file=sys.stderr)
 
     def frozen(self, models: Mapping[str, ModelConfig], routes: Mapping[str, str]) -> Routed:
         """Frozen checkpoints as scorers, routed by domain, and remembered for a resume.
@@ -136,6 +153,7 @@ class Session:
         teachers = {name: self.shelf.teacher(name, model, model == self.config.model) for name, model in models.items()}
         for name, teacher in teachers.items():
             self.identities[name] = teacher.fingerprint
+            self.watch.include(teacher.watch)
         return Routed({domain: teachers[name] for domain, name in routes.items()})
 
     def origin(self) -> Routed:
@@ -155,19 +173,36 @@ class Session:
     def steps(self) -> Iterator[int]:
         """Step numbers from where the run stands to the end, with the chores in between. Then call `finish`."""
         config, start = self.config, self._resume()
+        device = self.learner.device
+        differing = self.folder.record_start(start, config.threads, device_name(device.type, device.index))
+        if differing and start:
+            print(f"warning: this resume is not bit-identical: {', '.join(differing)}", file=sys.stderr)
         self._clock = time.monotonic() - self.totals["seconds"]
         self._show = self._stack.enter_context(progress(config.output.name, config.steps, start))
+        self._saved = start
+        self._remember(start)
+        if start and self.is_evaluated(start):
+            self._evaluate_all(start, again=False)  # the process before was stopped before it could, or meanwhile
         for step in range(start, config.steps):
             torch.manual_seed(stream("step", config.seed, step))  # router noise, say: the same after a resume
             self._written[:] = 0
             self.failures.begin()
+            self.watch.check()
             yield step
             done = step + 1
+            finished = self._remember(done)
             if self.is_evaluated(done):
-                for name, policy in self.policies.items():
-                    self.evaluate(f"step-{done}", policy, self.home(name))
+                self._evaluate_all(done)
             if done % config.checkpoint.every == 0 or done == config.steps:
-                self._save(done)
+                self._save(finished)
+        self.watch.check()
+
+    def _evaluate_all(self, done: int, again: bool = True) -> None:
+        """Every policy after so many steps; not `again` where that is there already."""
+        label = f"step-{done}"
+        for name, policy in self.policies.items():
+            if again or not (self.home(name) / "eval" / f"{label}.json").is_file():
+                self.evaluate(label, policy, self.home(name))
 
     def is_evaluated(self, done: int) -> bool:
         """Whether there is an evaluation after so many steps; that of the end is made by `finish`."""
@@ -204,6 +239,7 @@ class Session:
             **metrics,
             **per_domain(samples),
             **self.failures.row(),
+            **{f"grader_restarts/{domain}": count for domain, count in self.grader.take_restarts().items()},
             **{f"too_long/{domain}": count for domain, count in self.screen.dropped.items()},
         }
         self.screen.dropped.clear()
@@ -213,6 +249,8 @@ class Session:
             for sample in {sample.task.domain: sample for sample in samples}.values():
                 self.folder.append("samples.jsonl", readable(sample, step + 1))
         self.failures.require_some()
+        for policy in self.policies.values():
+            updates.require_updates(policy.learner.skipped_in_row)
 
     def evaluate(self, label: str, policy: Policy | None = None, folder: Path | None = None) -> Evaluation:
         """avg@n on the held-out tasks of every domain, kept as eval/LABEL.json; the same random stream every time.
@@ -230,7 +268,11 @@ class Session:
         return result
 
     def finish(self, result: Policy | None) -> None:
-        """Save the result as model/, evaluate it, and mark the run as done."""
+        """Save the result as model/, evaluate it, and mark the run as done.
+
+        Raises ValueError when no answer of some domain had a reward in the whole run.
+        """
+        self.failures.require_any()
         means: dict[str, float] = {}
         if result is not None:
             result.learner.save(self.folder.model, model_card(self.config))
@@ -251,14 +293,7 @@ class Session:
             self.folder.rewind(0)
             return 0
         learner, facts = found
-        for name, was in facts["identities"].items():
-            now = self.identities.get(name, {})
-            if now != was:
-                parts = ", ".join(part for part in was if now.get(part) != was[part])
-                raise ValueError(
-                    f"{name!r} is not what it was when this run was started, it differs in {parts}: "
-                    "restore it, or start a new run with another output"
-                )
+        require_same(facts["identities"], self.identities)
         if facts["step"] > self.config.steps:
             raise ValueError(
                 f"{self.folder.path} is at step {facts['step']} already: set steps to at least that, or another output"
@@ -271,15 +306,51 @@ class Session:
         self.folder.rewind(facts["step"])
         return int(facts["step"])
 
-    def _save(self, step: int) -> None:
+    def _remember(self, step: int) -> Finished:
+        """The step is finished: all that its checkpoint holds beside the learners, as it is now."""
         facts = {
             "step": step,
             "remembered": {name: thing.state() for name, thing in self.remembered.items()},
             "identities": self.identities,
             "totals": self.totals,
         }
+        versions = {name: policy.learner.version for name, policy in self.policies.items()}
+        self._finished = Finished(step, json.dumps(facts), versions)
+        return self._finished
+
+    def _save(self, finished: Finished) -> None:
+        """Raises ValueError, leaving earlier checkpoints as they are, when the weights are not finite."""
+        for policy in self.policies.values():
+            one = policy.learner
+            updates.require_finite(one.model, one.optimizer, one.version)
         learners = {name: policy.state() for name, policy in self.policies.items()}
-        self.folder.save_checkpoint(step, learners, facts)
+        self.folder.save_checkpoint(finished.step, learners, json.loads(finished.facts))
+        self._saved = finished.step
+
+    def _keep_step(self) -> str:
+        """Save the last finished step unless it is, or an update of the next has begun. Says which step is kept."""
+        finished = self._finished
+        if finished is None:
+            return ""
+        learners = {name: policy.learner for name, policy in self.policies.items()}
+        untouched = all(one.version == finished.versions[name] and not one.updating for name, one in learners.items())
+        if finished.step > self._saved and untouched:
+            try:
+                self._save(finished)
+            except (OSError, ValueError) as error:
+                print(f"warning: step {finished.step} could not be saved: {error}", file=sys.stderr)
+        if not self._saved:
+            return f"stopped: no step was finished and nothing is kept in {self.folder.path}"
+        return f"stopped: step {self._saved} of {self.config.steps} is kept in {self.folder.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A finished step: `facts`, the JSON of its checkpoint, and each learner's version, which its weights have."""
+
+    step: int
+    facts: str
+    versions: Mapping[str, int]
 
 
 def sampling_of(config: RunConfig | MergeConfig) -> Sampling:
@@ -317,71 +388,7 @@ def evaluated(
     return result
 
 
-def bytes_on_disk(policies: Iterable[Policy]) -> tuple[int, int]:
-    """Estimated from the weights: the bytes of one checkpoint of all policies, and of their saved models."""
-    checkpoint = models = 0
-    for policy in policies:
-        moments = 2 * sum(p.numel() * p.element_size() for p in policy.learner.parameters)  # AdamW's, from step 1 on
-        checkpoint += tensor_bytes(policy.state()) + moments
-        model = policy.learner.model
-        dtype = model.config.dtype or torch.float32
-        models += tensor_bytes(model.state_dict()) * dtype.itemsize // torch.float32.itemsize
-    return checkpoint, models
-
-
 def stream(purpose: str, *numbers: int) -> int:
     """The seed of one random stream; any other purpose or number gives an unrelated one."""
     digest = hashlib.blake2b(f"{purpose} {numbers}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1  # what every generator takes: 63 bits
-
-
-def spent(samples: Sequence[Sample]) -> tuple[int, int]:
-    """Sequences, and tokens that were written in them."""
-    return len(samples), sum(sample.length for sample in samples)
-
-
-def per_domain(samples: Sequence[Sample]) -> dict[str, float]:
-    """Reward, length, truncated share and token share of each domain, and the mean reward; rewards of graded samples.
-
-    Of episodes also how many turns they took, and how many tokens of their environment are in them, untrained.
-    """
-    row: dict[str, float] = {}
-    total = sum(sample.length for sample in samples)
-    for domain in sorted({sample.task.domain for sample in samples}):
-        mine = [sample for sample in samples if sample.task.domain == domain]
-        if rewards := graded_rewards(mine):
-            row[f"reward/{domain}"] = float(np.mean(rewards))
-        lengths = [sample.length for sample in mine]
-        row[f"length/{domain}"] = float(np.mean(lengths))
-        row[f"truncated/{domain}"] = float(np.mean([sample.finish == "length" for sample in mine]))
-        row[f"token_share/{domain}"] = sum(lengths) / max(1, total)
-        if any(sample.turns > 1 for sample in mine):
-            row[f"turns/{domain}"] = float(np.mean([sample.turns for sample in mine]))
-            row[f"observed/{domain}"] = float(np.mean([sample.observed for sample in mine]))
-    everything = graded_rewards(samples)
-    return row | ({"reward": float(np.mean(everything))} if everything else {})
-
-
-def readable(sample: Sample, step: int) -> dict[str, Any]:
-    return {
-        "step": step,
-        "domain": sample.task.domain,
-        "prompt": prompt_text(sample.task),
-        "response": transcript(sample),
-        "reward": sample.reward if sample.is_graded else None,
-        "reason": sample.reason,
-        "finish": sample.finish,
-        "reference": "" if sample.task.reference is None else str(sample.task.reference)[:MAX_REFERENCE],
-    }
-
-
-def model_card(config: RunConfig) -> str:
-    """The README.md of a saved model: what it is and where it came from."""
-    recipe = type(config).model_fields["recipe"].default
-    origin = config.model.path or "a model built from scratch"
-    return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [onepolicy, {recipe}]\n---\n"
-        f"# {config.output.name}\n\nTrained with onepolicy by the recipe `{recipe}` "
-        f"from {origin}, for {config.steps} steps on the domains {', '.join(config.domains)} "
-        f"(seed {config.seed}).\n\nThe full configuration is in `config.yaml` of the run folder that holds this.\n"
-    )

@@ -40,7 +40,14 @@ from onepolicy.engines.text import Renderer
 from onepolicy.merging import is_finite
 from onepolicy.models import load_tokenizer, read_model
 from onepolicy.types import Sample, TokenScores, Want
-from onepolicy.weightcache import Converted, check_finite, keep_converted, open_converted, weights_hash
+from onepolicy.watch import Watch, contents, model_files, model_hashes
+from onepolicy.weightcache import (
+    Converted,
+    check_finite,
+    keep_converted,
+    open_converted,
+    weights_hash,
+)
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # what tensors a model or a file holds
 
@@ -114,6 +121,7 @@ class Shelf:
 
     def activate(self, teacher: FrozenTeacher) -> PreTrainedModel:
         """Make a teacher the resident one and return its model, ready to run."""
+        teacher.watch.check()  # before its map is touched: a page of a truncated file ends the process
         if self._resident is not teacher:
             self._evict()
             self._prepare(teacher)
@@ -123,6 +131,7 @@ class Shelf:
 
     def head_weights(self, teacher: FrozenTeacher) -> tuple[Tensor, Tensor | None]:
         """A teacher's output projection: that of the resident, or of one other at a time without the rest of it."""
+        teacher.watch.check()
         if self._resident is teacher:
             projection = self._skeletons[teacher.architecture].model.get_output_embeddings()
             return projection.weight, getattr(projection, "bias", None)
@@ -202,6 +211,8 @@ class FrozenTeacher:
         self.folder = checkpoint_folder(config, self.title)
         model_config = load_config(self.folder, self.title)
         self.stored_files = weight_files(self.folder, self.title)
+        self.watch = Watch()
+        self.watch.add(self.title, [*self.stored_files, *model_files(self.folder)])
         stored = stored_tensors(self.stored_files, self.title)
         self.dtype = "float32" if as_student else weights_dtype(stored) if config.dtype == "auto" else config.dtype
         self.autocast = as_student and config.dtype == "bfloat16"
@@ -218,6 +229,7 @@ class FrozenTeacher:
         Raises ValueError, naming tensor and file, for weights that are not finite: the files are read for this anyway.
         """
         check_finite(self.stored_files, self.title)
+        self.watch.know(contents(self.folder, self.stored_files))
         return fingerprint(self.config) | {"dtype": f"{self.config.dtype} autocast" if self.autocast else self.dtype}
 
     @cached_property
@@ -228,10 +240,12 @@ class FrozenTeacher:
     def use(self, converted: Converted) -> None:
         """Map the weights from the cache, where they stay as long as this teacher is there."""
         self._converted, self.files = converted, [converted.path]
+        self.watch.add(f"{self.title}, converted weights", self.files)
 
     def score(self, samples: Sequence[Sample], want: Want) -> list[TokenScores]:
+        """Raises FilesChanged when a file of it has changed since it was opened, also while it scored."""
         with self.computing():
-            return score_samples(
+            scores = score_samples(
                 self.shelf.activate(self),
                 self.head,
                 samples,
@@ -240,6 +254,8 @@ class FrozenTeacher:
                 temperature=self.shelf.temperature,
                 tokens_per_batch=self.shelf.tokens_per_batch,
             )
+        self.watch.check()
+        return scores
 
     def map(self) -> dict[str, Tensor]:
         """name → tensor, on memory-mapped files: pages are read when touched and dropped with the last reference."""
@@ -279,8 +295,9 @@ def wanted(config: DistillConfig) -> Want:
 
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:
-    """sha256 of weights, tokenizer map and chat template, and the dtype of the weights."""
-    files = weight_files(checkpoint_folder(config))
+    """sha256 of weights, tokenizer map, chat template and the files beside the weights; the dtype of the weights."""
+    folder = checkpoint_folder(config)
+    files = weight_files(folder)
     tokenizer = load_tokenizer(config)
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
     return {
@@ -288,6 +305,7 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
         "tokenizer": hashlib.sha256(vocabulary).hexdigest(),
         "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
         "dtype": weights_dtype(stored_tensors(files)) if config.dtype == "auto" else config.dtype,
+        **model_hashes(folder),
     }
 
 

@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from onepolicy.runfolder import sha256
 DEFAULT_LIMIT_GB = 200.0
 KEPT_HASHES = 1000
 RACY_NS = 2_000_000_000  # a file changed this recently may change again without another time: its hash is not kept
+KEPT_FROM = 2**24  # bytes of a file: a smaller one is hashed faster than its hash is looked up
 MARGIN = 2**20  # bytes that stay free on the disk
 
 
@@ -65,14 +66,25 @@ def cache_folder() -> Path:
 
 def file_facts(path: Path) -> FileFacts:
     """Hash and finiteness of a safetensors file. Read once; afterwards taken from the cache until the file changes."""
-    path = path.resolve()
+    return _remembered(path.resolve(), "", lambda path: FileFacts(sha256(path), first_nonfinite(path)))
+
+
+def content_hash(path: Path) -> str:
+    """sha256 of any file; that of a large one is kept as `file_facts` keeps them."""
+    if path.stat().st_size < KEPT_FROM:
+        return sha256(path)
+    return _remembered(path.resolve(), "contents ", lambda path: FileFacts(sha256(path), None)).sha256
+
+
+def _remembered(path: Path, kind: str, read: Callable[[Path], FileFacts]) -> FileFacts:
+    """What the cache knows of a file, or what `read` finds, which is then kept."""
     stamp = _stamp(path)
-    entry = cache_folder() / "files" / f"{_key(str(path))}.json"
+    entry = cache_folder() / "files" / f"{_key(f'{kind}{path}')}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or torn: it is made again
         known = json.loads(entry.read_text(encoding="utf-8"))
         if known["stamp"] == stamp:
             return FileFacts(known["sha256"], known["broken"])
-    facts = FileFacts(sha256(path), first_nonfinite(path))
+    facts = read(path)
     if _stamp(path) == stamp and time.time_ns() - path.stat().st_mtime_ns > RACY_NS:
         try:
             _keep_entry(entry, {"path": str(path), "stamp": stamp, "sha256": facts.sha256, "broken": facts.broken})

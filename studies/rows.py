@@ -249,7 +249,7 @@ def rates(name: str, study: StudyFolder, found: dict[str, StudyFolder]) -> list[
     """Arm × rate → mean score; the best in bold, what the study uses with a dagger."""
     scores: dict[str, dict[str, float]] = {}
     for run in study.arms:
-        arm, _, rate = run.partition("@")
+        arm, _, rate = run.partition("-")
         score = measures.scores(study, measures.arm(run))
         assert score is not None, "an arm that is there has been evaluated"
         trained = _trained(study.runs(run)[0])

@@ -10,7 +10,7 @@ import pytest
 from onepolicy.balancing import Balancer
 from onepolicy.config import BalanceConfig, LossConfig
 from onepolicy.types import Sample, Task, TokenScores, Weights
-from onepolicy.update import coefficients, join_means
+from onepolicy.update_plan import coefficients, join_means
 
 TOKEN, SEQUENCE = LossConfig(reduction="token"), LossConfig(reduction="sequence")
 

@@ -272,7 +272,9 @@ def test_ctrl_c_ends_with_a_hint_and_the_run_can_be_resumed(tmp_path: Path) -> N
     os.kill(process.pid, signal.SIGINT)
     process.join()
     assert process.exitcode == 130
-    assert err.read_text() == "\ninterrupted: the same command goes on from the last checkpoint\n"
+    kept, hint = err.read_text().strip().split("\n\n")
+    assert kept.startswith("stopped: ") and kept.endswith(f"kept in {tmp_path / 'sft'}")
+    assert hint == "interrupted: the same command goes on from the last checkpoint"
 
 
 def test_ctrl_c_while_checking_ends_with_a_line(command: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

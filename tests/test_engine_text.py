@@ -76,8 +76,10 @@ def test_decoding_drops_the_stop_token_and_special_tokens_only():
 
 def test_messages_that_cannot_be_rendered_name_their_task():
     tokenizer = character_tokenizer(ALPHABET)
-    tokenizer.chat_template = "{{ raise_exception('no system turn, please') }}"
-    with pytest.raises(ValueError, match=r"'ask'.*no system turn"):
+    tokenizer.chat_template = (
+        "{% if messages[0].content == '1?' %}{{ raise_exception('no such question, please') }}{% endif %}x"
+    )
+    with pytest.raises(ValueError, match=r"'ask'.*message 0 \(user\): no such question"):
         Renderer(tokenizer).prompt_ids(ask("1?"))
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="'ask'"):

@@ -21,7 +21,7 @@ from onepolicy.objectives.weighting import turns
 from onepolicy.recipes import run
 from onepolicy.rollout import rollout
 from onepolicy.runfolder import read_rows
-from onepolicy.session import per_domain
+from onepolicy.steprows import per_domain
 from onepolicy.tasks.base import GraderBug
 from onepolicy.tasks.episodes import Episodes
 from onepolicy.tasks.grading import Grader
@@ -55,7 +55,7 @@ def make(kind: str = "qwen3", batch_size: int = 64, **changes: Any) -> LocalEngi
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
-    with Grader({"tale": domain(), "endless": domain(end="#")}, time_limit_s=1.0) as grader:
+    with Grader({"tale": domain(), "endless": domain(end="#")}, time_limit_s=1.0, wall_limit_s=1.0) as grader:
         yield grader
 
 
@@ -390,7 +390,9 @@ def test_whole_answers_are_graded_at_once_and_what_follows_the_end_is_not_heard(
     assert grades[3].reason == "told bbbb", "four turns"
 
 
-@pytest.mark.parametrize(("fate", "reason"), [("crash", "crashed: exit code 3"), ("hang", "timed out after 1 s")])
+@pytest.mark.parametrize(
+    ("fate", "reason"), [("crash", "crashed: exit code 3"), ("hang", "timed out: not done after 1 s of wall time")]
+)
 def test_an_episode_that_breaks_the_process_takes_no_other_along(fate: str, reason: str, grader: Grader) -> None:
     others = [turn(text) for text in ("b", "ab", "aab")]
     assert told(grader, *others) == [None] * 3

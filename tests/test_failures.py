@@ -85,13 +85,13 @@ def test_a_run_goes_on_without_the_answers_that_its_grader_fails_on(
 
 
 def test_a_grader_that_takes_too_long_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onepolicy.session.Grader", partial(Grader, time_limit_s=0.5))
+    monkeypatch.setattr("onepolicy.session.Grader", partial(Grader, time_limit_s=0.5, wall_limit_s=0.5))
     batches = captured(monkeypatch)
     domains = fragile(on="bc", how="hang")
     config = run_of("rlvr", tmp_path, domains=domains, steps=1, eval={"n": 1, "at_end": False})
     run(config)
     hung = [sample for sample in batches[0] if sample.response[:1] in ("b", "c")]
-    assert hung and all(sample.reason == "grader timed out after 0.5 s" for sample in hung)
+    assert hung and all(sample.reason == "grader timed out: not done after 0.5 s of wall time" for sample in hung)
     assert [sample for sample in batches[0] if sample.grader_failed] == hung
 
 

@@ -17,9 +17,10 @@ from onepolicy.engines import forward
 from onepolicy.engines.base import Sampling
 from onepolicy.engines.local import LocalEngine
 from onepolicy.engines.text import Renderer
-from onepolicy.learner import Learner, learning_rate_factor
+from onepolicy.learner import Learner
 from onepolicy.teachers import wanted
 from onepolicy.types import Sample, TokenScores, Want, Weights
+from onepolicy.updates import learning_rate_factor
 from tests.tiny_models import KINDS, MIXED, batch, build, multi_turn, plain_logprobs, sample, task
 
 FREE = OptimConfig(learning_rate=1e-2, clip_norm=1e9)

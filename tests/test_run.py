@@ -15,12 +15,13 @@ import pytest
 import torch
 import yaml
 
-from onepolicy import files, run, runfolder
+from onepolicy import circumstances, files, run
 from onepolicy.config import AnyRun, LossConfig, ScratchConfig, parse_run
 from onepolicy.files import NoSpace
 from onepolicy.models import save_model
+from onepolicy.policy import bytes_on_disk
 from onepolicy.runfolder import RunFolder, check_folder, is_finished, read_rows, tensor_bytes
-from onepolicy.session import Session, bytes_on_disk
+from onepolicy.session import Session
 from onepolicy.tiny import from_scratch
 from tests.disks import fill, mounted
 from tests.runs import DOMAINS, SCRATCH, checkpoint, forked, kill_when, lines, run_of, same, settings, weights
@@ -191,7 +192,7 @@ def test_what_is_newer_than_the_checkpoint_is_forgotten(tmp_path: Path) -> None:
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "loss": 0.')
     (folder.path / "checkpoints" / ".step-000006.tmp").mkdir()
-    (folder.path / ".model.123.tmp").mkdir()
+    (folder.path / ".model.tmp").mkdir()
     assert [row["step"] for row in read_rows(folder.path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
     folder.rewind(2)
@@ -250,7 +251,7 @@ def test_the_version_of_torch_is_that_of_the_build_and_not_of_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyPI's metadata says 2.13.0 for the build 2.13.0+cu130."""
-    monkeypatch.setattr(runfolder, "version", lambda name: "0.0")
+    monkeypatch.setattr(circumstances, "version", lambda name: "0.0")
     RunFolder(run_of("sft", tmp_path)).close()
     versions = json.loads((tmp_path / "sft" / "run.json").read_text())["versions"]
     assert versions["torch"] == str(torch.__version__) and versions["numpy"] == "0.0"

@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,9 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from onepolicy.sandbox import Limits, Sandbox, SandboxError, UnitTests, strongest
+from onepolicy.sandbox import Limits, Sandbox, SandboxError, UnitTests, pool, restarts_of_this_thread, strongest
 from onepolicy.sandbox import level as levels
 from onepolicy.sandbox.filter import _COMPUTE, _RULED, _WORLD
+from onepolicy.sandbox.pool import MAX_REASON
 from tests.attacks.programs import HOSTILE
 
 FOUND: dict[str, str] = {}  # isolator → the level that was tested, or why there is none; `conftest` shows it
@@ -299,6 +302,75 @@ print(open('/proc/self/status').read() if os.path.exists('/proc/self/status') el
         assert "NoNewPrivs:\t1" in found.stdout and "Seccomp:\t2" in found.stdout
 
 
+def test_sockets_are_of_few_families_kinds_and_protocols(sandbox):
+    program = """
+import itertools, socket
+for parts in itertools.product((1, 2, 10, 16, 17, 29, 31, 38, 40), (1, 2, 3, 5), (0, 1, 6, 17, 58, 132, 262)):
+    try:
+        socket.socket(*parts)
+        print(*parts)
+    except OSError:
+        pass
+"""  # families: UNIX, Internet twice, netlink, packet, CAN, bluetooth, ALG, vsock; kind 3: raw; ICMP, SCTP, MPTCP
+    found = sandbox.run(program)
+    allowed = ["1 1 0", "1 2 0", "1 5 0", "2 1 0", "2 1 6", "2 2 0", "2 2 17", "10 1 0", "10 1 6", "10 2 0", "10 2 17"]
+    assert (found.status, found.stdout.split("\n")[:-1]) == ("ok", allowed if sandbox.level.filter == "full" else [])
+
+
+def test_nothing_runs_as_root_where_no_walls_are(sandbox):
+    user = sandbox.run("import os; print(os.getuid(), os.geteuid(), os.getgid(), os.getgroups())").stdout.split()
+    assert sandbox.level.isolator != "limits" or "0" not in user[:3]
+    assert os.getuid() != 0 or sandbox.level.own_user
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="for root alone")
+def test_a_root_that_cannot_become_another_user_gets_no_weak_sandbox():
+    assert [level.own_user for level in levels.candidates() if level.isolator == "limits"] == [True]
+    script = "from onepolicy.sandbox import strongest\nprint(strongest('limits'))"
+    without = ["setpriv", "--bounding-set", "-setuid,-setgid", "--inh-caps", "-all"]
+    if shutil.which("setpriv") is None:
+        pytest.skip("no setpriv")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([*without, sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    last = ended.stderr.strip().split("\n")[-1]
+    assert ended.returncode == 1 and re.search(
+        "SandboxError: no sandbox works here: limits with a user of its own", last
+    )
+
+
+def test_strong_walls_may_be_asked_for(sandbox, monkeypatch):
+    monkeypatch.setattr(pool, "strongest", lambda: sandbox.level)
+    pool.require("code", "any")
+    if sandbox.level.strong:
+        pool.require("code", "strong")
+    else:
+        with pytest.raises(SandboxError, match="domain 'code' asks for sandbox: strong, and this machine has: limits"):
+            pool.require("code", "strong")
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_an_interpreter_may_lie_in_a_private_or_in_the_temporary_folder(sandbox, mode):
+    """A copy of this one, below the folder whose place the programs' own /tmp takes."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, mode)
+        binary = Path(folder, "python", "bin", version)
+        binary.parent.mkdir(parents=True)
+        shutil.copy(levels.interpreter(), binary)
+        ignored = shutil.ignore_patterns("site-packages", "dist-packages", "test", "idlelib", "config-*", "__pycache__")
+        shutil.copytree(sysconfig.get_path("stdlib"), binary.parents[1] / "lib" / version, ignore=ignored)
+        script = f"""
+from onepolicy.sandbox import Sandbox
+with Sandbox(1, isolator={sandbox.level.isolator!r}) as sandbox:
+    print(sandbox.level.strong, sandbox.run("import wave; print(wave.Wave_read.__name__)").stdout)
+"""
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        if subprocess.run([binary, "-c", "import ctypes, json"], env=environment, capture_output=True).returncode:
+            pytest.skip("this interpreter cannot be moved")
+        ended = subprocess.run([binary, "-c", script], env=environment, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == (f"{sandbox.level.strong} Wave_read\n\n", "")
+
+
 def test_programs_know_nothing_of_one_another(sandbox):
     def around(i):
         program = f"""
@@ -488,21 +560,94 @@ def test_tests_that_reach_no_assertion_prove_nothing(sandbox):
     ).ok  # it has none: to get there is the test
 
 
+ENDLESS = "def f(x):\n while True: pass"
+
+
+def test_the_limit_of_tests_is_cpu_time(sandbox):
+    limits = Limits(cpu_s=1, wall_s=60)
+    verdict = sandbox.test(ENDLESS, UnitTests(("assert f(2) == 4",), names=("f",)), limits)
+    assert not verdict.ok and not verdict.broken and 0.5 < verdict.cpu_s < 3
+    why = "assert f(2) == 4 (ProgramError: no answer from the program: it has ended)"
+    assert verdict.reason == (f"used up 1 s of CPU time: {why}" if sandbox.level.nested else why)
+    slow = sandbox.test("import time\ndef f(x): time.sleep(1.5); return 4", UnitTests(("assert f(2) == 4",)), limits)
+    assert slow.cpu_s < 1  # to sleep is to use none
+
+
+@pytest.mark.parametrize(
+    "says",
+    ["raise KeyError('é' * 10**6)", "exec('é' * 10**6)", "import sys; sys.exit('é' * 10**6)", "1" + "😀" * 10**6],
+)
+def test_a_reason_is_short_whatever_a_program_says(sandbox, says):
+    for reason in (
+        sandbox.run(says).reason,
+        sandbox.test(says, SQUARE).reason,
+        sandbox.test(f"def f(x): {says}" if "import" not in says else says, SQUARE).reason,
+    ):
+        assert 0 < len(reason) <= MAX_REASON and len(reason.encode()) <= 4 * MAX_REASON
+
+
+def test_a_program_that_writes_to_its_tests_itself_says_no_more(sandbox):
+    forged = """
+import json, os
+line = json.dumps({"raised": "E" * 10**6, "says": "x" * 10**6}).encode() + b"\\n"
+for number in range(3, 64):
+    try: os.write(number, line)
+    except OSError: pass
+"""
+    assert len(sandbox.test(forged, SQUARE).reason) <= MAX_REASON
+
+
 # --- the pool ---
 
 
-def test_a_slot_that_is_shot_is_replaced(sandbox):
+@pytest.mark.parametrize("shots", [1, 2])
+def test_a_slot_that_is_shot_is_replaced_and_its_program_runs_again_once(sandbox, shots):
     assert sandbox.run("print(1)").status == "ok"
     sandbox.start()
-    idle = len(processes())
+    of_slot, dead = len(processes()) // sandbox.slots, set()
+
+    def run():
+        before = restarts_of_this_thread()
+        return sandbox.run("import time; time.sleep(1); print(3)"), restarts_of_this_thread() - before
+
     with ThreadPoolExecutor(1) as threads:
-        hanging = threads.submit(sandbox.run, "import time; time.sleep(20)", limits=Limits(wall_s=30))
-        until(lambda: len(processes()) > idle)
-        for pid in processes():
-            with suppress(ProcessLookupError):  # killed with its parent already
-                os.kill(pid, signal.SIGKILL)
-        assert (hanging.result().status, hanging.result().reason) == ("broken", "the sandbox did not survive it")
+        busy = threads.submit(run)
+        for shot in range(shots):
+            enough = of_slot if shot else of_slot * sandbox.slots
+            until(lambda enough=enough: len(set(processes()) - dead) > enough)
+            for pid in processes():
+                dead.add(pid)
+                with suppress(ProcessLookupError):  # killed with its parent already
+                    os.kill(pid, signal.SIGKILL)
+        outcome, restarts = busy.result()
+    found = (outcome.status, outcome.reason, outcome.stdout)
+    assert found == (("ok", "", "3\n") if shots == 1 else ("broken", "the sandbox did not survive it", ""))
+    assert restarts == 1
     assert sandbox.run("print(2)").stdout == "2\n"
+
+
+@pytest.mark.parametrize("tested", [False, True])
+def test_a_program_that_is_shot_from_outside_runs_again(sandbox, tested):
+    sandbox.start()
+    idle = set(processes())
+    program = "import time\ntime.sleep(1)\ndef f(): return 3\nprint(f())"
+
+    def run():
+        before = restarts_of_this_thread()
+        if tested:
+            right = sandbox.test(program, UnitTests(("assert f() == 3",), names=("f",))).ok
+        else:
+            right = sandbox.run(program).stdout == "3\n"
+        return right, restarts_of_this_thread() - before
+
+    with ThreadPoolExecutor(1) as threads:
+        busy = threads.submit(run)
+        until(lambda: len(set(processes()) - idle) > tested)
+        time.sleep(0.3)  # both are at work: a process that is killed before is another fault
+        os.kill(max(set(processes()) - idle), signal.SIGKILL)
+        right, restarts = busy.result()
+    seen = sandbox.level.nested or not tested  # elsewhere the tests' process may not ask how the program has ended
+    assert (right, restarts) == (seen, int(seen))
 
 
 def test_many_threads_share_the_slots(sandbox):

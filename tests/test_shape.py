@@ -22,14 +22,14 @@ MAX_LINES, MAX_FUNCTION, MAX_FIELDS = 400, 60, 12
 # From the bottom up. A module imports from lower layers only, and a folder also from itself. What shares a layer does
 # not know of each other.
 LAYERS: list[set[str]] = [
-    {"types", "thought", "files"},
-    {"config", "progress", "merging", "sandbox", "rewards"},
-    {"tasks", "objectives", "tiny", "meter", "evaluation", "failures"},
+    {"types", "thought", "files", "circumstances", "signals"},
+    {"config", "progress", "merging", "sandbox", "rewards", "leftovers"},
+    {"tasks", "objectives", "tiny", "meter", "evaluation", "failures", "tensornames"},
     {"runfolder", "engines", "normalised", "checkpoints"},
     {"weightcache"},  # hashes files as run folders do, and is read by whoever loads weights
-    {"models", "diagnostics", "written", "jobs", "update", "token_loss"},
+    {"models", "diagnostics", "written", "jobs", "watch", "updates", "update_plan", "token_loss"},
     {"teachers", "learner", "mergeinputs"},
-    {"rollout", "preflight", "policy", "balancing", "annealing", "mergefiles"},
+    {"rollout", "preflight", "policy", "balancing", "annealing", "mergefiles", "steprows"},
     {"session", "forecast", "gradients"},
     {"exam", "drift"},
     {"recipes", "report"},
@@ -152,7 +152,7 @@ def test_only_reduce_averages_a_loss() -> None:
     paths = [
         PACKAGE / "learner.py",
         PACKAGE / "token_loss.py",
-        PACKAGE / "update.py",
+        PACKAGE / "update_plan.py",
         PACKAGE / "engines" / "forward.py",
         *(PACKAGE / "recipes").glob("*.py"),
     ]

@@ -38,7 +38,7 @@ import rows
 STUDIES = Path(__file__).parent.parent / "studies"
 FILES = sorted(file.stem for file in STUDIES.glob("*.yaml") if file.stem != "verdicts")
 STEPS = {"drift_25": 1, "drift_200": 3}  # where it is not two
-SWEPT = ("mopd@1e-4", "mopd@3e-4", "expert@1e-4", "expert@3e-4", "mopd@1e-3")  # of tune_apart
+SWEPT = ("mopd-1e-4", "mopd-3e-4", "expert-1e-4", "expert-3e-4", "mopd-1e-3")  # of tune_apart
 
 
 # what the files say
@@ -67,10 +67,10 @@ def test_a_sweep_tries_for_every_arm_the_same_rates_on_seeds_of_its_own(name):
     sweep, study = load_study(STUDIES / f"{name}.yaml"), load_study(STUDIES / f"{name.removeprefix('tune_')}.yaml")
     assert not set(sweep.seeds) & set(study.seeds)
     for arm, fragment in sweep.arms.items():
-        assert fragment["optim"]["learning_rate"] == float(arm.partition("@")[2]), arm
+        assert fragment["optim"]["learning_rate"] == float(arm.partition("-")[2]), arm
     tried = defaultdict(set)
     for arm in sweep.arms:
-        tried[arm.partition("@")[0]].add(arm.partition("@")[2])
+        tried[arm.partition("-")[0]].add(arm.partition("-")[2])
     assert all(rates - {"3e-5"} == {"1e-4", "3e-4", "1e-3"} for rates in tried.values())  # smaller: where that was best
 
 

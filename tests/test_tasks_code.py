@@ -16,6 +16,7 @@ import pytest
 
 from onepolicy import cli, sandbox
 from onepolicy.config import ConfigError, DomainConfig, TasksConfig
+from onepolicy.sandbox import SandboxError
 from onepolicy.tasks import build_source, code
 from onepolicy.tasks.base import GraderBug
 from onepolicy.tasks.check import check_domains, require_golds
@@ -218,10 +219,15 @@ def test_the_share_of_passed_tests_is_an_option(problems):
 def test_an_answer_has_a_limit_for_all_its_tests(tmp_path):
     rows = {**ROWS["sums"], "public_test_cases": json.dumps(cases("stdin", *[("", "x")] * 50))}
     (tmp_path / "rows.jsonl").write_text(json.dumps(rows))
-    slow = source(path=str(tmp_path / "rows.jsonl"), time_limit_s=0.3, total_limit_s=0.6, partial=True)
+    slow = source(path=str(tmp_path / "rows.jsonl"), time_limit_s=0.03, total_limit_s=0.06, partial=True)
     start = time.monotonic()
     grade = slow.grade(slow.draw(0), "import time; time.sleep(9)")
-    assert grade == Grade(0.0, "not done after 0.3 s") and time.monotonic() - start < 10
+    assert (
+        grade == Grade(0.0, "not done after 0.3 s") and time.monotonic() - start < 10
+    )  # of wall time, ten times as much
+    busy = source(path=str(tmp_path / "rows.jsonl"), time_limit_s=1, total_limit_s=0.1)
+    grade = busy.grade(busy.draw(0), "print('x' * (sum(range(10**6)) > 0))")
+    assert grade == Grade(0.0, "not done after 0.1 s of CPU time")
 
 
 # --- answers ---
@@ -492,6 +498,22 @@ def test_both_checks_say_which_sandbox_is_in_force_and_that_it_is_a_weak_one(wor
         assert not ended.value.code
         out = " ".join(capsys.readouterr().out.split())
         assert out.count(f"sandbox: {level}") == 1 and ("WEAK: programs can read" in out) is not level.strong
+
+
+@pytest.mark.parametrize("kind", ["code", "repo"])
+def test_a_domain_may_ask_for_strong_walls(kind, monkeypatch):
+    made = {walls: build_source("d", TasksConfig(kind=kind, sandbox=walls), 0) for walls in ("strong", "any")}
+    weak = sandbox.Level("limits", own_user=True, filter="compute")
+    for level in (sandbox.strongest(), weak):
+        monkeypatch.setattr("onepolicy.sandbox.pool.strongest", lambda level=level: level)
+        made["any"].prepare()
+        if level.strong:
+            made["strong"].prepare()
+        else:
+            with pytest.raises(SandboxError, match="domain 'd' asks for sandbox: strong, and this machine has: limits"):
+                made["strong"].prepare()
+    with pytest.raises(ConfigError, match=r"tasks.sandbox: Input should be 'strong' or 'any'"):
+        build_source("d", TasksConfig(kind=kind, sandbox="weak"), 0)
 
 
 def test_a_run_says_which_sandbox_it_uses(capsys):

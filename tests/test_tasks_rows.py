@@ -2,14 +2,22 @@
 
 import gzip
 import json
+import os
+import re
+import socket
 
+import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from onepolicy.config import DomainConfig, TasksConfig
 from onepolicy.tasks import build_eval_source, build_source
 from onepolicy.tasks.check import check_domains
+from onepolicy.tasks.columns import MAX_TEXT
 from onepolicy.tasks.mixture import Mixture
 from onepolicy.tasks.records import RecordsOptions, RecordsSource
+from onepolicy.tasks.row_files import read_path, unpacked_limit
 
 ROWS = [{"prompt": f"{i}+1?", "answer": str(i + 1)} for i in range(6)]
 USER = {"role": "user", "content": "2+2?"}
@@ -309,3 +317,116 @@ def test_a_row_keeps_its_number_where_others_are_skipped(tmp_path):
     tasks = TasksConfig(kind="instruction", path=str(path), unchecked="skip")
     drawn = [build_source("r", tasks, 0).draw(index) for index in range(2)]
     assert sorted(task.metadata["row"] for task in drawn) == [1, 3]
+
+
+# --- what is no file of rows, or too much of one ---
+
+
+def draw(path):
+    return source(path=str(path)).draw(0)
+
+
+def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "train.jsonl")
+    server = socket.socket(socket.AF_UNIX)
+    (tmp_path / "short").symlink_to(tmp_path)
+    server.bind(os.path.relpath(tmp_path / "socket.jsonl"))
+    for place, kind in (("pipe.jsonl", "a named pipe"), ("socket.jsonl", "a socket"), ("p*.jsonl", "a named pipe")):
+        with pytest.raises(
+            ValueError, match=rf"tasks.path: \S*\.jsonl is {kind}, and rows are read more than once: write"
+        ):
+            source(path=str(tmp_path / place))
+    with pytest.raises(ValueError, match=r"tasks.path: /dev/zero is a device, and rows"):
+        source(path="/dev/zero")
+    with pytest.raises(ValueError, match=r"folder/train.jsonl is a named pipe"):
+        draw(tmp_path / "folder")
+    (tmp_path / "empty" / "within").mkdir(parents=True)
+    with pytest.raises(ValueError, match="nor as one laid out as on the hub: it has no file"):
+        draw(tmp_path / "empty")
+    server.close()
+
+
+def test_a_prompt_longer_than_any_context_is_refused_with_its_row(tmp_path):
+    long = "x" * (MAX_TEXT + 1)
+    chat = [{"role": "user", "content": long[: MAX_TEXT // 2 + 1]}] * 2
+    for number, (prompt, what) in enumerate(((long, "a prompt"), (chat, "the chat"))):
+        file = tmp_path / f"{number}.jsonl"
+        file.write_text(lines([ROWS[0], {"prompt": prompt, "answer": "1"}]))
+        with pytest.raises(ValueError) as caught:
+            draw(file)
+        where = f"domain 'r': {file}, line 2, row 1: column 'prompt': "
+        assert re.fullmatch(
+            re.escape(f"{where}{what} has ") + "10,000,00[12] characters, and the most is 10,000,000", str(caught.value)
+        )
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused_in_seconds(tmp_path, monkeypatch):
+    text = pyarrow.array(["x" * 2**20])
+    bombs = {
+        "repeated.parquet": pyarrow.table(
+            {"prompt": pyarrow.DictionaryArray.from_arrays(np.zeros(200, np.int32), text)}
+        ),
+        "nulls.parquet": pyarrow.table({"prompt": pyarrow.nulls(1_000_000)}),
+        "one.parquet": pyarrow.table({"prompt": pyarrow.array(["x" * 2**26])}),
+    }
+    for name, table in bombs.items():
+        parquet.write_table(table, tmp_path / name, compression="zstd")
+    with gzip.open(tmp_path / "line.jsonl.gz", "wb", 1) as file:
+        for _ in range(20):
+            file.write(b" " * 2**20)
+    assert unpacked_limit(tmp_path / "line.jsonl.gz") == 2**30
+    monkeypatch.setattr("onepolicy.tasks.row_files.FREE", 2**24)  # gigabytes would take their time
+    monkeypatch.setattr("onepolicy.tasks.row_files.MAX_RATIO", 2)
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(
+            ValueError, match=rf"domain 'r': {path} has [\d,]+ bytes and unpacks to more than [\d.]+ GiB, which"
+        ):
+            draw(path)
+
+
+def test_ordinary_packed_files_are_read_whole_whatever_their_batches(tmp_path, monkeypatch):
+    rows = [{"prompt": f"{i}?", "answer": str(i)} for i in range(3000)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet", row_group_size=700)
+    for largest in (2**31, 2**12):
+        monkeypatch.setattr("onepolicy.tasks.row_files.BATCH_BYTES", largest)
+        assert read_path(tmp_path / "r.parquet", None, None).rows == rows
+
+
+def test_rows_nested_ten_thousand_deep_are_named(tmp_path):
+    deep = '{"prompt": "a", "answer": ' + "[" * 10_000 + "]" * 10_000 + "}"
+    (tmp_path / "r.jsonl").write_text(lines([ROWS[0]]) + deep)
+    with pytest.raises(ValueError, match=r"r.jsonl, line 2 is nested more than 64 deep"):
+        draw(tmp_path / "r.jsonl")
+    (tmp_path / "r.json").write_text(f"[{deep}]")
+    with pytest.raises(ValueError, match=r"r.json, the array in line 1 is nested more than 64 deep"):
+        draw(tmp_path / "r.json")
+    brackets = {"prompt": "[" * 10_000, "answer": "1"}  # in a text they are text
+    (tmp_path / "text.jsonl").write_text(lines([brackets]))
+    assert draw(tmp_path / "text.jsonl").messages[0]["content"] == "[" * 10_000
+
+
+def test_a_hundred_thousand_columns_are_refused_and_many_are_listed_in_part(tmp_path):
+    many = {"answer": "1"} | {f"column {i}": "x" for i in range(100_000)}
+    (tmp_path / "r.jsonl").write_text(json.dumps(many))
+    (tmp_path / "r.csv").write_text(",".join(many) + "\n" + ",".join(many.values()) + "\n")
+    parquet.write_table(pyarrow.Table.from_pylist([dict(list(many.items())[:10_002])]), tmp_path / "r.parquet")
+    for ending, count in (("jsonl", "100,001"), ("csv", "100,001"), ("parquet", "10,002")):
+        with pytest.raises(
+            ValueError, match=rf"r.{ending}.* has {count} columns, and the most is 10,000: is it transp"
+        ):
+            draw(tmp_path / f"r.{ending}")
+    (tmp_path / "some.jsonl").write_text(json.dumps(dict(list(many.items())[:5000])))
+    with pytest.raises(ValueError, match=r"no column 'prompt'.* and 4900 more") as caught:
+        draw(tmp_path / "some.jsonl")
+    assert len(str(caught.value)) < 5000
+
+
+def test_a_huge_cell_of_a_csv_file_is_read_unless_it_is_the_prompt(tmp_path):
+    huge = "x" * (MAX_TEXT + 1)
+    (tmp_path / "r.csv").write_text(f'prompt,answer,more\nq,1,"{huge}"\n')
+    assert len(draw(tmp_path / "r.csv").metadata["columns"]["more"]) == MAX_TEXT + 1
+    (tmp_path / "r.csv").write_text(f'prompt,answer\n"{huge}",1\n')
+    with pytest.raises(ValueError, match=r"r.csv, line 2, row 0: column 'prompt': a prompt has 10,000,001 characters"):
+        draw(tmp_path / "r.csv")

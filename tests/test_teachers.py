@@ -355,10 +355,15 @@ def test_a_fingerprint_tells_weights_tokenizer_template_and_dtype_apart(tmp_path
     model.save_pretrained(tmp_path / "c")
     tokenizer.chat_template += " "
     tokenizer.save_pretrained(tmp_path / "c")
-    assert differing(fingerprint(config(tmp_path / "c"))) == ["template"]
+    assert differing(fingerprint(config(tmp_path / "c"))) == ["template", "chat_template.jinja"]
     tokenizer.add_tokens(["new"])
     tokenizer.save_pretrained(tmp_path / "c")
-    assert differing(fingerprint(config(tmp_path / "c"))) == ["tokenizer", "template"]
+    assert differing(fingerprint(config(tmp_path / "c"))) == [
+        "tokenizer",
+        "template",
+        "tokenizer.json",
+        "chat_template.jinja",
+    ]
 
 
 def test_a_teacher_from_scratch_is_refused(tmp_path):

@@ -44,7 +44,7 @@ from onepolicy.config.recipes import (
     SftConfig,
 )
 from onepolicy.config.registry import RECIPES, AnyRun, parse_run
-from onepolicy.config.strict import ConfigError, Strict, did_you_mean, fault_line
+from onepolicy.config.strict import ConfigError, Strict, did_you_mean, fault_line, listed
 from onepolicy.config.study import BudgetConfig, ExpertsConfig, StudyConfig, load_study
 
 __all__ = [
@@ -90,6 +90,7 @@ __all__ = [
     "WeightingConfig",
     "did_you_mean",
     "fault_line",
+    "listed",
     "load_run",
     "load_study",
     "parse_run",

@@ -18,8 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from onepolicy.config.names import Name, check_distinct, check_domain_names
 from onepolicy.config.objects import spelled
-from onepolicy.config.strict import Strict, did_you_mean
+from onepolicy.config.strict import Settings, Strict, check_finite, did_you_mean
 
 
 class ScratchConfig(Strict):
@@ -28,7 +29,7 @@ class ScratchConfig(Strict):
     `roles` are those that chats have beside system, user and assistant, for example tool; a token each.
     """
 
-    architecture: dict[str, Any]
+    architecture: Settings
     alphabet: str = Field(min_length=2, description="characters of the tokenizer, one token each")
     roles: tuple[Annotated[str, Field(pattern="^[a-z]+$")], ...] = ()
 
@@ -49,7 +50,7 @@ class ModelConfig(Strict):
     scratch: ScratchConfig | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     attention: str | None = Field(None, description="transformers' attn_implementation; None lets it choose")
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Settings | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -77,6 +78,11 @@ class TasksConfig(BaseModel):
     def _spell_objects(cls, data: Any) -> Any:
         return spelled(data) if isinstance(data, dict) else data
 
+    @model_validator(mode="after")
+    def _numbers_are_finite(self) -> Self:
+        check_finite(self.options)
+        return self
+
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
@@ -97,9 +103,7 @@ class DomainConfig(Strict):
 
 
 def _usable(domains: dict[str, DomainConfig]) -> dict[str, DomainConfig]:
-    for name in domains:
-        if not name or "/" in name or name.startswith("."):
-            raise ValueError(f"{name!r} is no name for a domain: files are named after it; no '/', no leading '.'")
+    check_domain_names(domains)
     if domains and not any(domain.share for domain in domains.values()):
         raise ValueError("every domain has share 0, so there is nothing to draw: give one of them a share above 0")
     return domains
@@ -114,7 +118,7 @@ def _prompted(domain: Any, system_prompt: str) -> Any:
     return domain
 
 
-Domains = Annotated[dict[str, DomainConfig], AfterValidator(_usable)]
+Domains = Annotated[dict[Name, DomainConfig], AfterValidator(_usable)]
 
 
 class TeacherConfig(Strict):
@@ -329,7 +333,7 @@ class TaughtConfig(RunConfig):
     like the student (`model.dtype`), so that its scores are the student's own at step 0.
     """
 
-    teachers: dict[str, TeacherConfig] = Field(min_length=1)
+    teachers: dict[Name, TeacherConfig] = Field(min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -354,6 +358,7 @@ class TaughtConfig(RunConfig):
 
     @model_validator(mode="after")
     def _every_domain_has_one_teacher(self) -> Self:
+        check_distinct(self.teachers)
         routes: dict[str, str] = {}
         for name, teacher in self.teachers.items():
             if teacher.domains is not None and not teacher.domains:

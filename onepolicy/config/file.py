@@ -15,6 +15,9 @@ import yaml
 from onepolicy.config.registry import AnyRun, parse_run
 from onepolicy.config.strict import ConfigError
 
+MAX_BYTES = 2**20  # of a file; a configuration has a few thousand, and its data lies elsewhere
+MAX_VALUES = 20_000  # keys and values of a file, those behind aliases each time that they stand for something
+MAX_DEPTH = 40
 SHORT_FORMS = {"model": "path", "base": "path", "models": "path", "teachers": "model"}  # of these, or each of: a string
 
 
@@ -22,12 +25,54 @@ class Loader(yaml.SafeLoader):
     """YAML 1.1 but for two things: 1e-5 is a number (there it has to be 1.0e-5), and no key may be given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = []
+        seen = set[str]()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    problem="a key is a text or a number, not a list or a mapping", problem_mark=key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(problem=f"{key.value!r} twice", problem_mark=key.start_mark)
-            seen.append(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth = getattr(self, "_depth", 0) + 1
+        if self._depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.constructor.ConstructorError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document. Raises YAMLError for one that is too large once its aliases are put in (`&a` and `*a`)."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _measure(node, {})
+        return node
+
+
+def _measure(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """The values that a node stands for, itself included. `sizes`: of nodes that are known, by id; 0 while measured."""
+    if (known := sizes.get(id(node))) is not None:
+        if known == 0:
+            raise yaml.constructor.ConstructorError(
+                problem="an alias (*) is within its own anchor (&)", problem_mark=node.start_mark
+            )
+        return known
+    sizes[id(node)] = 0
+    size = 1
+    inner = node.value if isinstance(node, yaml.CollectionNode) else []
+    for part in inner:
+        for one in part if isinstance(part, tuple) else (part,):
+            size += _measure(one, sizes)
+            if size > MAX_VALUES:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"more than {MAX_VALUES:,} keys and values, aliases put in", problem_mark=node.start_mark
+                )
+    sizes[id(node)] = size
+    return size
 
 
 Loader.add_implicit_resolver(
@@ -42,8 +87,8 @@ def set_dotted(data: dict[str, Any], override: str) -> None:
     """
     path, equals, value = override.partition("=")
     *parents, last = path.split(".")
-    if not equals or not all([*parents, last]):
-        raise ConfigError(f"override {override!r} is not of the form key.sub=value")
+    if not equals or not all([*parents, last]) or len(parents) > MAX_DEPTH:
+        raise ConfigError(f"override {override!r:.200} is not of the form key.sub=value")
     above = ""
     for key in parents:
         inner = data.get(key)
@@ -70,8 +115,6 @@ def read_yaml(text: str, place: str) -> Any:
         at, why = "", " ".join(str(error).split())
     except ValueError as error:  # a date such as 2026-02-30
         at, why = "", str(error)
-    except RecursionError:
-        at, why = "", "it is nested too deeply"
     raise ConfigError(f"{place} cannot be read as YAML{at}: {why}")
 
 
@@ -90,12 +133,7 @@ def read_config(path: Path, overrides: Sequence[str] = (), below: Sequence[Path]
     `below`: the files that extend this one.
     """
     file = path / "config.yaml" if path.is_dir() else path
-    if not file.is_file():
-        raise ConfigError(f"no such file: {file}")
-    try:
-        data = read_yaml(file.read_text(encoding="utf-8"), str(file))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not text in UTF-8: {error}") from None
+    data = read_yaml(_read_text(file), str(file))
     if not isinstance(data, dict):
         raise ConfigError(f"{file} holds no mapping at its top level")
     if path.is_dir():
@@ -109,3 +147,18 @@ def read_config(path: Path, overrides: Sequence[str] = (), below: Sequence[Path]
     for override in overrides:
         set_dotted(data, override)
     return data
+
+
+def _read_text(file: Path) -> str:
+    """Raises ConfigError for what is no file of text, or too long a one to be a configuration."""
+    if not file.is_file():
+        what = f"{file} is no ordinary file" if file.exists() else f"no such file: {file}"
+        raise ConfigError(f"{what}: give a run's YAML file, or a run folder")
+    with file.open("rb") as handle:
+        data = handle.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{file} is longer than {MAX_BYTES:,} bytes: give a run's YAML file, or a run folder")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not text in UTF-8: {error}") from None

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from onepolicy.config.common import FolderConfig, ModelConfig, RolloutConfig, TaughtConfig
 from onepolicy.config.loss import BalanceConfig
+from onepolicy.config.names import Name, check_distinct
 from onepolicy.config.recipes import ReferencedConfig, RlvrConfig
 from onepolicy.config.strict import did_you_mean
 
@@ -116,7 +117,7 @@ class MergeConfig(FolderConfig):
 
     recipe: Literal["merge"] = "merge"
     base: ModelConfig = Field(description="the models' origin; tokenizer, configuration and chat template are its")
-    models: dict[str, ModelConfig] = Field(min_length=1)
+    models: dict[Name, ModelConfig] = Field(min_length=1)
     method: Method
     lambdas: float | dict[str, float] | None = None
     weights: dict[str, NonNegativeFloat] | None = None
@@ -158,6 +159,7 @@ class MergeConfig(FolderConfig):
 
     @model_validator(mode="after")
     def _models_are_checkpoints_and_have_their_numbers(self) -> Self:
+        check_distinct(self.models)
         for place, model in {"base": self.base, **{f"models.{n}": m for n, m in self.models.items()}}.items():
             if model.path is None:
                 raise ValueError(f"{place}: what is merged is a checkpoint: give its `path`, not `scratch`")

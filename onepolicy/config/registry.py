@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from onepolicy.config.methods import CascadeConfig, MergeConfig, OffpolicyConfig
 from onepolicy.config.recipes import CopdConfig, MixRlConfig, MopdConfig, RlvrConfig, SftConfig
-from onepolicy.config.strict import ConfigError, did_you_mean, fault_line
+from onepolicy.config.strict import ConfigError, did_you_mean, fault_lines
 
 AnyRun = SftConfig | RlvrConfig | MixRlConfig | CascadeConfig | OffpolicyConfig | MergeConfig | MopdConfig | CopdConfig
 RECIPES: dict[str, type[AnyRun]] = {
@@ -32,4 +32,4 @@ def parse_run(data: Mapping[str, Any]) -> AnyRun:
     try:
         return RECIPES[recipe].model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(fault_line(fault) for fault in error.errors())) from None
+        raise ConfigError("\n".join(fault_lines(error.errors()))) from None

@@ -35,8 +35,9 @@ from pydantic import (
 
 from onepolicy.config.common import Domains, ModelConfig
 from onepolicy.config.file import read_config
+from onepolicy.config.names import Name, check_distinct
 from onepolicy.config.registry import RECIPES
-from onepolicy.config.strict import ConfigError, Strict, did_you_mean, fault_line
+from onepolicy.config.strict import ConfigError, Strict, did_you_mean, fault_lines
 
 Fragment = dict[str, Any]  # of a run's configuration
 Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda|cuda:\d+)$")]
@@ -87,7 +88,7 @@ class StudyConfig(Strict):
     domains: Domains = Field(min_length=1)
     origin: str | Fragment
     experts: ExpertsConfig = ExpertsConfig()
-    arms: dict[str, Fragment] = Field(min_length=1)
+    arms: dict[Name, Fragment] = Field(min_length=1)
     common: Fragment = Field(default_factory=dict)
     budget: BudgetConfig | None = None
     reference_arm: str = "mopd"
@@ -100,6 +101,7 @@ class StudyConfig(Strict):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
+        check_distinct(self.arms)
         faults = []
         if len(set(self.seeds)) < len(self.seeds):
             faults.append(f"seeds {self.seeds} names a seed twice: name each once")
@@ -116,8 +118,9 @@ class StudyConfig(Strict):
         if places["budget.lengths"] and (missing := self.domains.keys() - set(places["budget.lengths"])):
             faults.append(f"budget.lengths has none for {', '.join(sorted(missing))}: give every domain one")
         for name in self.arms:
-            if not name or "/" in name or name.startswith("."):
-                faults.append(f"{name!r} is no name for an arm: a folder is named after it; no '/', no leading '.'")
+            arm, _, branch = name.rpartition(".")
+            if arm in self.arms and branch in self.domains:
+                faults.append(f"arms.{name}: $arms.{name} also means branch {branch!r} of arm {arm!r}: rename it")
             seeds = self.arms[name].get("seeds", self.seeds)
             if not isinstance(seeds, list) or not seeds or not all(seed in self.seeds for seed in seeds):
                 faults.append(f"arms.{name}.seeds {seeds!r}: a list of seeds of the study, which has {self.seeds}")
@@ -133,4 +136,4 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     try:
         return StudyConfig.model_validate(read_config(Path(path), overrides))
     except ValidationError as error:
-        raise ConfigError("\n".join(fault_line(fault) for fault in error.errors())) from None
+        raise ConfigError("\n".join(fault_lines(error.errors()))) from None

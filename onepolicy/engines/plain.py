@@ -125,7 +125,12 @@ class PlainText:
                     yield start + begin + 1
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        """Raises ValueError for a text that the tokenizer cannot read."""
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
+        except Exception as error:  # tokenizers raises Exception itself, for example without a token for unknown words
+            name = self.tokenizer.name_or_path
+            raise ValueError(f"the tokenizer of {name} cannot read {text!r:.80}: {error}") from error
 
     @cached_property
     def _starts(self) -> re.Pattern[str]:

@@ -13,13 +13,19 @@ from onepolicy.engines.base import Sampling
 from onepolicy.engines.local import LocalEngine
 from onepolicy.types import Message, Task
 
+MODEL_TITLE = "the model"  # in messages: the student
+
 
 class Room:
-    """Of an engine's model, for responses as long as `sampling` says."""
+    """Of an engine's model, for responses as long as `sampling` says.
 
-    def __init__(self, engine: LocalEngine, sampling: Sampling) -> None:
+    `whose`: the model whose context it is; a run with teachers has the shortest of all, since each row is read by them.
+    """
+
+    def __init__(self, engine: LocalEngine, sampling: Sampling, whose: str = MODEL_TITLE) -> None:
         self.engine, self.sampling = engine, sampling
         self.renderer, self.context = engine.renderer, engine.context
+        self.title = f"{whose}'s context"
 
     def require(self, domains: Sequence[str]) -> None:
         """Raises ValueError where the responses alone would fill the context."""
@@ -29,7 +35,7 @@ class Room:
                 own = name in (self.sampling.limits or {}) and limit < self.sampling.max_new_tokens
                 key = f"domains.{name}.max_new_tokens" if own else "rollout.max_new_tokens"
                 raise ValueError(
-                    f"{key} is {limit}, and the model's context is {self.context} tokens, which must hold the prompt "
+                    f"{key} is {limit}, and {self.title} is {self.context} tokens, which must hold the prompt "
                     f"too: set {key} below {self.context}"
                 )
 
@@ -46,7 +52,7 @@ class Room:
         if limit <= room:
             return ""
         if tokens + room == self.context:
-            return f"{tokens} prompt tokens + max_new_tokens {limit} exceed the model's context of {self.context}"
+            return f"{tokens} prompt tokens + max_new_tokens {limit} exceed {self.title} of {self.context}"
         return (
             f"{tokens} prompt tokens + max_new_tokens {limit} exceed {tokens + room} tokens, beyond which this "
             "architecture changes the positions of a whole row (LongRoPE)"
@@ -59,5 +65,5 @@ class Room:
         except ValueError as error:
             return str(error).removeprefix(f"task {task.id!r}: ")
         if tokens > self.context:
-            return f"{tokens} tokens of prompt and demonstration exceed the model's context of {self.context}"
+            return f"{tokens} tokens of prompt and demonstration exceed {self.title} of {self.context}"
         return ""

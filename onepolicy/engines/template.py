@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+import resource
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
@@ -29,7 +34,18 @@ CHATS = (
     ("user", "assistant", "tool"),
 )
 NEAR = 24  # characters: what a header says between its tokens, a role for example
-RENDERING = (TemplateError, KeyError, TypeError, ValueError, AttributeError)  # what templates raise on a chat
+RENDERING = (  # what templates raise on a chat: their own errors, and Python's on what they compute
+    TemplateError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+)
+LIMIT_S = 2.0  # CPU time of one rendering; a chat of 100 MB takes less
+LIMIT_BYTES = 2**30  # that the renderings before a run may take
 
 
 class Turn(NamedTuple):
@@ -44,24 +60,24 @@ class Turn(NamedTuple):
 class Template:
     """A tokenizer's chat template with the arguments that a run gives it.
 
-    Raises ValueError for an argument that the template does not know.
+    Raises ValueError for an argument that the template does not know, and for a template that renders no chat at all;
+    TimeoutError, wherever it renders, for one that does not come to an end.
     """
 
     def __init__(self, tokenizer: Any, plain: PlainText, arguments: Mapping[str, Any]) -> None:
         self.tokenizer, self.plain, self.arguments = tokenizer, plain, dict(arguments)
+        self.title = f"the chat template of {tokenizer.name_or_path or 'the tokenizer'}"
         if arguments:
             self._check_arguments()
+        if tokenizer.chat_template is not None:
+            with _memory_limit(LIMIT_BYTES):
+                self._check_renders()
 
     def text(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """A chat as text. Raises what the template raises."""
-        chat = [dict(message) for message in messages]
-        return str(self.tokenizer.apply_chat_template(chat, tokenize=False, **{**self.arguments, **options}))
-
-    def ids(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
-        """The same as tokens, exactly as transformers has them."""
-        chat = [dict(message) for message in messages]
-        options = {**self.arguments, **options}
-        return list(self.tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, **options)["input_ids"])
+        chat = [message if isinstance(message, dict) else dict(message) for message in messages]
+        with _time_limit(LIMIT_S, self.title):
+            return str(self.tokenizer.apply_chat_template(chat, tokenize=False, **{**self.arguments, **options}))
 
     def structure(self) -> frozenset[int]:
         """The control tokens that the template writes around contents: roles, beginnings and ends of turns."""
@@ -124,6 +140,19 @@ class Template:
         except RENDERING:
             return None
 
+    def _check_renders(self) -> None:
+        """Raises ValueError where not even a question can be rendered, nor any other chat that is tried."""
+        if any(self._rendered(roles) is not None for roles in CHATS):
+            return
+        chat = [{"role": "user", "content": CONTENTS[0]}]
+        try:
+            self.text(chat, add_generation_prompt=True)
+        except RENDERING as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"{self.title} cannot render a question ({type(error).__name__}: {reason:.200})"
+            ) from error
+
     def _check_arguments(self) -> None:
         template = self.tokenizer.chat_template
         if template is None:
@@ -136,7 +165,10 @@ class Template:
         environment = jinja2.Environment(extensions=[jinja2.ext.loopcontrols, _Generation])
         known, read = set[str](), set[str]()
         for source in sources:
-            tree = environment.parse(source)
+            try:
+                tree = environment.parse(source)
+            except (TemplateError, RecursionError, TypeError) as error:
+                raise ValueError(f"{self.title} is not valid: {error}") from error
             known |= jinja2.meta.find_undeclared_variables(tree)
             read |= {node.name for node in tree.find_all(jinja2.nodes.Name) if node.ctx == "load"}
         for name in self.arguments:
@@ -145,6 +177,42 @@ class Template:
                     f"chat_template_kwargs: the chat template has no argument {name!r}, so it would change nothing: "
                     f"{did_you_mean(name, sorted(known))}"
                 )
+
+
+@contextmanager
+def _time_limit(seconds: float, title: str) -> Iterator[None]:
+    """Raises TimeoutError once the process has computed for so long, in the main thread (elsewhere there is no limit).
+
+    CPU time, so that a machine under load renders what an idle one does. No template can catch it, and no handler of
+    bad chats does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"{title} has not rendered a chat in {seconds:g} s of CPU time: it loops, correct it")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@contextmanager
+def _memory_limit(more: int) -> Iterator[None]:
+    """Allocations beyond so many bytes more than the process has raise MemoryError, for example 'a' * 10**10."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([mapped + more, *known]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 class _Generation(jinja2.ext.Extension):

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
+from onepolicy.engines.chat import render_whole
 from onepolicy.engines.plain import MARK, PlainText, own_markers, unused_mark
 from onepolicy.engines.responses import Response, ResponseReader, StopStrings
 from onepolicy.engines.template import RENDERING, Template, primed_thought
@@ -196,13 +197,11 @@ class Renderer:
 
     def _render(self, messages: Sequence[Message], **options: Any) -> list[int]:
         if self.tokenizer.chat_template is None:
-            return [*self._prefix, *self.plain.ids("\n".join(message["content"] for message in messages))]
+            return [*self._prefix, *self.plain.ids("\n".join(map(_text, messages)))]
         mark = unused_mark(messages, options)
         chat = [self.plain.marked_message(message, mark) for message in messages]
         shown = {key: self.plain.marked(value, mark) for key, value in options.items()}
-        if mark not in repr((chat, shown)):
-            return self.template.ids(messages, **options)
-        return self.plain.unmarked_ids(self.template.text(chat, **shown), mark)
+        return self.plain.unmarked_ids(render_whole(self.template, chat, **shown), mark)
 
     @cached_property
     def _prefix(self) -> list[int]:
@@ -267,6 +266,14 @@ class Renderer:
             f"the chat template ends an answer with {self._name(self.end_id)}; the tokenizer and the generation config "
             f"name {named}: any of these ends a response, and demonstrations end with the template's"
         )
+
+
+def _text(message: Message) -> str:
+    """A message's content for a tokenizer without a chat template."""
+    content = message.get("content")
+    if not isinstance(content, str):
+        raise ValueError(f"the content {content!r:.80} is no text, and the tokenizer has no chat template: give a text")
+    return content
 
 
 def unread(history: Sequence[Message]) -> Sequence[Message]:

@@ -7,7 +7,9 @@ that size without a token, keeps its probability: `count_gaps` says how many the
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from pathlib import Path
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -33,3 +35,21 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
                 f"only {count} rows: tokens were added and the model was not resized. Call "
                 f"model.resize_token_embeddings({size}), train the new rows, and save it again"
             )
+
+
+def check_end_tokens(
+    generation_config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, who: str
+) -> None:
+    """Raises ValueError for an end token that no token of the vocabulary is: such a response would never end.
+
+    A padding token of -1 means none, as Llama's configuration has it.
+    """
+    size = vocabulary_size(tokenizer)
+    for name in ("eos_token_id", "pad_token_id"):
+        value = getattr(generation_config, name)
+        for token in value if isinstance(value, list) else [] if value is None else [value]:
+            if not 0 <= token < size and (name, token) != ("pad_token_id", -1):
+                raise ValueError(
+                    f"{who}: {name} is {token} in generation_config.json or config.json of {folder}, and the "
+                    f"tokenizer's ids go from 0 to {size - 1}: name a token of this vocabulary"
+                )

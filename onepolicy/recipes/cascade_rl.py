@@ -17,9 +17,9 @@ from typing import Any
 
 from onepolicy.config import CascadeConfig, RlvrConfig
 from onepolicy.files import whole
+from onepolicy.policy import model_card
 from onepolicy.recipes.rlvr import rlvr
-from onepolicy.runfolder import RunFolder, check_folder, follow_model, read_rows, write_atomic
-from onepolicy.session import model_card
+from onepolicy.runfolder import RunFolder, check_folder, follow_model, read_object, read_rows, write_atomic
 
 COUNTED = ("step", "time", "sequences", "tokens")  # in a row of metrics: so far
 
@@ -40,8 +40,8 @@ def cascade_rl(config: CascadeConfig) -> None:
 def finished(stage: RlvrConfig) -> bool:
     """Raises ValueError when the stage has ended at another number of steps: later stages go on from its result."""
     check_folder(stage)
-    done = stage.output / "done.json"
-    steps = json.loads(done.read_text())["steps"] if done.is_file() else None
+    done = read_object(stage.output / "done.json") or {}
+    steps = done.get("steps")
     if steps not in (None, stage.steps):
         raise ValueError(
             f"{stage.output} has ended after {steps} steps, and later stages go on from there: set steps to {steps}, "

@@ -25,7 +25,7 @@ from onepolicy.session import Session, stream
 from onepolicy.tasks.mixture import Mixture
 from onepolicy.teachers import wanted
 from onepolicy.types import Sample, Want, Weights
-from onepolicy.update import join_means
+from onepolicy.update_plan import join_means
 
 CROSS = 50  # numbers the draws of cross prompts, after those of dynamic sampling
 

@@ -22,7 +22,7 @@ from onepolicy.exam import Exam
 from onepolicy.mergefiles import merge_files
 from onepolicy.mergeinputs import Inputs
 from onepolicy.progress import progress
-from onepolicy.runfolder import RunFolder, write_atomic
+from onepolicy.runfolder import RunFolder, read_object, write_atomic
 
 SCORE = "mean over domains of the raw mean reward"
 
@@ -55,8 +55,8 @@ def best_of_sweep(config: MergeConfig, inputs: Inputs, exam: Exam, path: Path) -
     """Try what has not been tried; sweep.json holds what has been, unless inputs or setting were others."""
     head = {"score": SCORE, "eval": config.eval.model_dump(), "inputs": inputs.hashes}
     file, scratch = path / "sweep.json", path / ".sweep.tmp"
-    was: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    results = was["results"] if head.items() <= was.items() else []
+    was = read_object(file) or {}
+    results: list[dict[str, Any]] = was["results"] if head.items() <= was.items() else []
     with progress(f"{path.name}: sweep", len(config.sweep or ()), len(results)) as show:
         for value in (config.sweep or ())[len(results) :]:
             merge_files(inputs, with_lambda(config, value), scratch)

@@ -21,11 +21,12 @@ from onepolicy.config import LossConfig, OffpolicyConfig
 from onepolicy.failures import Failures
 from onepolicy.progress import progress
 from onepolicy.rollout import rollout
-from onepolicy.runfolder import write_atomic
+from onepolicy.runfolder import read_object, write_atomic
 from onepolicy.session import Session, stream
 from onepolicy.tasks.mixture import Mixture
 from onepolicy.teachers import Routed
 from onepolicy.types import Sample, Weights
+from onepolicy.watch import differing
 from onepolicy.written import Epochs, RolloutFile
 
 
@@ -91,6 +92,7 @@ def write(session: Session, teachers: Routed, domain: str, file: RolloutFile) ->
         for number in range(file.done, len(file.batches)):
             seed = stream(f"rollouts of {domain}", session.config.seed, number)
             tasks = file.batches[number]
+            session.watch.check()
             samples = rollout(engine, session.grader, tasks, file.n, session.sampling, seed=seed, version=0)
             failures.begin()
             failures.observe(samples)
@@ -103,13 +105,12 @@ def same_teachers(session: Session, config: OffpolicyConfig) -> None:
     """Raises ValueError when a teacher is not the one that wrote the rollouts which are there already."""
     path = session.folder.path / "rollouts" / "teachers.json"
     now = {name: session.identities[name] for name in config.teachers}
-    was = json.loads(path.read_text()) if path.is_file() else now
+    was = read_object(path) or now
     for name in was:
-        if was[name] != now[name]:
+        if parts := differing(was[name], now[name]):
             raise ValueError(
                 f"teacher {name!r} is not the one that wrote {path.parent}, it differs in "
-                f"{', '.join(part for part in was[name] if was[name][part] != now[name][part])}: restore it, or start "
-                "a new run with another output"
+                f"{', '.join(parts)}: restore it, or start a new run with another output"
             )
     path.parent.mkdir(exist_ok=True)
     write_atomic(path, json.dumps(now, indent=1))

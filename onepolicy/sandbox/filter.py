@@ -1,7 +1,7 @@
 """The system-call filter that every program runs under: a list of what is allowed, all else answers "not implemented".
 
-Two lists. `full` is for programs in namespaces of their own: files, child processes and sockets (UNIX and Internet
-families; their network is empty) work, and what could reach the kernel's less trodden parts does not: no namespaces,
+Two lists. `full` is for programs in namespaces of their own: files, child processes and sockets (UNIX, TCP and UDP;
+their network is empty) work, and what could reach the kernel's less trodden parts does not: no namespaces,
 mounts, ptrace, io_uring, bpf, keyrings, memory files, vsock. `compute` is for programs without namespaces: read files,
 compute, start threads. No child processes, no sockets, no change to the file system, no signal to anybody.
 
@@ -54,7 +54,9 @@ _LOAD, _AND, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x45, 0x06  # BPF_LD|
 _NEW_NAMESPACES = 0x7E020080  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWTIME
 _A_THREAD = 0x00010000  # CLONE_THREAD
 _WRITES = 0o3 | 0o100 | 0o1000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC; O_TMPFILE needs one of the first two
-_UNIX, _INTERNET = (1,), (1, 2, 10)
+_UNIX, _FAMILIES = (1,), (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6: no netlink, packet, vsock, alg, bluetooth
+_KINDS, _KIND = (1, 2, 5), 0xF  # SOCK_STREAM, DGRAM, SEQPACKET: not RAW; above the mask there are flags
+_PROTOCOLS = (0, 6, 17)  # the family's own, TCP, UDP: not ICMP, SCTP, MPTCP
 _IOCTLS = (0x5401, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
 _FCNTLS = (0, 1, 2, 3, 4, 1030)  # duplicate, flags. Not F_SETOWN and F_SETSIG: they send signals
 _PRCTLS = (15, 16)  # the name of a thread
@@ -78,7 +80,7 @@ def build(machine: str) -> dict[str, bytes]:
     }
     wide = {
         "clone": _without(0, _NEW_NAMESPACES),
-        "socket": _one_of(0, _INTERNET),
+        "socket": _socket(),
         "socketpair": _one_of(0, _UNIX),
         **dict.fromkeys(("open", "openat", "fcntl"), _return(_ALLOW)),
     }
@@ -121,6 +123,16 @@ def _one_of(index: int, values: Sequence[int]) -> list[_Instruction]:
     for value in values:
         program += [(_EQUAL, 0, 1, value), *_return(_ALLOW)]
     return program + _return(_EPERM)
+
+
+def _socket() -> list[_Instruction]:
+    """Family, kind and protocol are each one of a few."""
+    program: list[_Instruction] = []
+    for index, mask, values in ((0, None, _FAMILIES), (1, _KIND, _KINDS), (2, None, _PROTOCOLS)):
+        program += [_argument(index)] + ([(_AND, 0, 0, mask)] if mask else [])
+        # a match jumps over the others and the refusal; the last comparison falls into it
+        program += [(_EQUAL, len(values) - place, 0, value) for place, value in enumerate(values)] + _return(_EPERM)
+    return program + _return(_ALLOW)
 
 
 def _without(index: int, bits: int) -> list[_Instruction]:

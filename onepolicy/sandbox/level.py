@@ -6,7 +6,8 @@
     limits       none of that
 
 Within any of them every program gets, where the kernel lets us, namespaces of its own once more; and everywhere the
-limits and a system-call filter. As root, a slot is in addition a user of its own, without privileges.
+limits and a system-call filter. As root, a slot is in addition a user of its own, without privileges; without walls,
+nothing runs as root at all.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import platform
 import shutil
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -22,10 +24,12 @@ from typing import Any, Literal
 from onepolicy.sandbox.filter import build
 
 Isolator = Literal["bubblewrap", "namespaces", "limits"]
+Walls = Literal["strong", "any"]  # that a domain asks for
 ISOLATORS: tuple[Isolator, ...] = ("bubblewrap", "namespaces", "limits")
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/nix/store")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 FIRST_USER, USERS = 20_000, 40_000  # ids that a slot may take; of the range that containers map
+NOBODY = 65_534
 
 
 class SandboxError(RuntimeError):
@@ -64,8 +68,14 @@ def candidates() -> list[Level]:
     """What to try, the strongest first. Raises SandboxError where nothing is known to work."""
     if sys.platform != "linux":
         raise SandboxError(f"programs are run in a sandbox of Linux's, and this is {sys.platform}: use a container")
-    users = (True, False) if os.getuid() == 0 else (False,)
-    return [Level(isolator, own_user) for isolator in ISOLATORS for own_user in users]
+    root = os.getuid() == 0
+    users = (True, False) if root else (False,)
+    return [
+        Level(isolator, own_user)
+        for isolator in ISOLATORS
+        for own_user in users
+        if own_user or not root or isolator != "limits"  # never as root, where no walls are
+    ]
 
 
 def interpreter() -> str:
@@ -82,10 +92,20 @@ def layout() -> dict[str, Any]:
             links[path] = os.readlink(path)
         elif os.path.exists(path):
             binds.append(path)
-    for path in (base, os.path.dirname(interpreter())):
+    for path in _python(base):
         if not any(path == bound or path.startswith(bound + "/") for bound in binds):
             binds.append(path)
     return {"binds": binds, "links": links, "devices": [path for path in DEVICES if os.path.exists(path)]}
+
+
+def _python(base: str) -> list[str]:
+    """The folders and files of this Python: its prefix or, where that is a home folder, Python's parts of it."""
+    home = os.path.realpath(os.path.expanduser("~"))
+    if not (home == base or home.startswith(base.rstrip("/") + "/")):
+        return [base, os.path.dirname(interpreter())]
+    parts = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sysconfig.get_config_var("LIBDIR")}
+    folders = {os.path.realpath(part) for part in parts if part and os.path.isdir(part)}
+    return [*sorted(folder for folder in folders if not home.startswith(folder)), interpreter()]
 
 
 def command(level: Level) -> list[str]:
@@ -114,13 +134,30 @@ def setup(level: Level, slot: int, scratch: str | None) -> dict[str, Any]:
     machine = platform.machine()
     return {
         "machine": machine,
-        "user": FIRST_USER + (os.getpid() * 32 + slot) % USERS if level.own_user else None,
+        "user": _own_user(slot) if level.own_user else None,
         "nest": level.isolator != "limits",
         "layout": layout() if level.isolator == "namespaces" else None,
+        "binds": layout()["binds"] if level.isolator != "limits" else [],
         "scratch": scratch,
         "filters": {name: code.hex() for name, code in build(machine).items()},
         "counted": level.own_user or _counts_by_namespace(),
     }
+
+
+def _own_user(slot: int) -> int:
+    """An id of its own or, in a container that has few, nobody's."""
+    own = FIRST_USER + (os.getpid() * 32 + slot) % USERS
+    return own if _is_mapped(own) else NOBODY
+
+
+def _is_mapped(number: int) -> bool:
+    """Whether a process may become this user and group here."""
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/self/{name}") as file:
+            ranges = [[int(word) for word in line.split()] for line in file]
+        if not any(first <= number < first + count for first, _, count in ranges):
+            return False
+    return True
 
 
 def _counts_by_namespace() -> bool:

@@ -9,6 +9,7 @@ import math
 import os
 import queue
 import signal
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,11 +17,14 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, Self
 
 from onepolicy.sandbox import level as levels
-from onepolicy.sandbox.level import Isolator, Level, SandboxError
+from onepolicy.sandbox.level import Isolator, Level, SandboxError, Walls
 from onepolicy.sandbox.slot import Files, Slot
 
 MAX_STDERR = 4000  # bytes, of the end
 MAX_VERDICT = 1 << 24
+MAX_REASON = 500  # characters, and no more than four bytes each
+TRIES = 2  # of a program that is shot, or its slot: twice in a row, and it is its own fault
+WALL = 10  # seconds of wall time for each of CPU time
 SECONDS_PER_MIB = 0.3  # to encode, send and decode a value of a program and its tests, on a slow core
 TRIAL = "import os, xml.dom.minidom\nopen(os.__file__).close()\nprint('works', end='')"
 
@@ -29,12 +33,13 @@ TRIAL = "import os, xml.dom.minidom\nopen(os.__file__).close()\nprint('works', e
 class Limits:
     """Of one program. Memory, CPU time and file size are those of each of its processes.
 
+    `cpu_s` is the limit of time, in whole seconds, as the kernel counts: a program whose machine is busy with others
+    has the same. `wall_s`, for programs that sleep or wait, is far beyond.
     `processes` counts threads too; where programs may not fork at all (see `level.py`), memory bounds the threads.
     `scratch_mib` bounds /tmp, `output_mib` standard output, `message_mib` a message between a program and its tests.
-    `cpu_s` is in whole seconds, as the kernel counts.
     """
 
-    wall_s: float = 6.0
+    wall_s: float = 4.0 * WALL
     cpu_s: int = 4
     memory_mib: int = 512
     processes: int = 8
@@ -54,7 +59,7 @@ class Limits:
             return self
         return replace(
             self,
-            wall_s=self.wall_s + mib * SECONDS_PER_MIB,
+            wall_s=self.wall_s + mib * SECONDS_PER_MIB * WALL,
             cpu_s=self.cpu_s + math.ceil(mib * SECONDS_PER_MIB),
             memory_mib=self.memory_mib + 5 * mib,
             file_mib=max(self.file_mib, mib + 2),
@@ -109,6 +114,7 @@ class Verdict:
     total: int
     reason: str = ""
     broken: bool = False
+    cpu_s: float = 0.0
 
 
 class Sandbox:
@@ -138,7 +144,7 @@ class Sandbox:
                 slots.append(self._free.get_nowait())
         try:
             for slot in slots:
-                slot.start()
+                slot.ensure()
         finally:
             for slot in slots:
                 self._free.put(slot)
@@ -150,10 +156,9 @@ class Sandbox:
 
         Raises ValueError on a file that is not below that folder, SandboxError when no slot can be started.
         """
-        limits = limits or self.limits
         payload = _json({"source": source, "files": _below(files or {})})
-        with Files(program=payload, stdin=_bytes(stdin), stdout=b"", stderr=b"") as open_files:
-            return _outcome(self._ask(limits, open_files), limits, open_files)
+        contents = {"program": payload, "stdin": _bytes(stdin), "stdout": b"", "stderr": b""}
+        return self._run(limits or self.limits, contents)[0]
 
     def test(self, source: str, tests: UnitTests, limits: Limits | None = None, *, keep_going: bool = False) -> Verdict:
         """Run tests on a program that is loaded in another process (`inside/judge.py`).
@@ -161,11 +166,27 @@ class Sandbox:
         All tests together have the limits of one program. Without `keep_going`, the first failure is the last.
         Raises SandboxError when no slot can be started.
         """
-        limits = limits or self.limits
         payload = _json({"source": source, "files": {}})
         judge = _json({**asdict(tests), "keep_going": keep_going})
-        with Files(program=payload, stdin=b"", stdout=b"", stderr=b"", tests=judge, verdict=b"") as files:
-            return _verdict(_outcome(self._ask(limits, files), limits, files), files.read("verdict", MAX_VERDICT))
+        contents = {"program": payload, "stdin": b"", "stdout": b"", "stderr": b"", "tests": judge, "verdict": b""}
+        limits = limits or self.limits
+        return _verdict(*self._run(limits, contents), limits)
+
+    def _run(self, limits: Limits, contents: Mapping[str, bytes]) -> tuple[Outcome, str]:
+        """The outcome, and what the tests' process wrote. A program that was shot, or its slot, gets another try."""
+        reason = ""
+        for number in range(TRIES):
+            if number:
+                _count_restart()
+            with Files(**contents) as files:
+                answer = self._ask(limits, files)
+                report = files.read("verdict", MAX_VERDICT) if "verdict" in contents else ""
+                reason = _shot(answer, report, limits)
+                if not reason:
+                    return _outcome(answer, limits, files), report
+            if not self.close.alive:
+                break
+        return Outcome("broken", reason), ""
 
     def _ask(self, limits: Limits, files: Files) -> dict[str, Any]:
         if not self.close.alive:
@@ -181,6 +202,18 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_here = threading.local()
+
+
+def restarts_of_this_thread() -> int:
+    """How often a program that this thread waited for was run again, because its slot was gone."""
+    return int(getattr(_here, "restarts", 0))
+
+
+def _count_restart() -> None:
+    _here.restarts = restarts_of_this_thread() + 1
 
 
 @functools.cache
@@ -203,7 +236,10 @@ def strongest(isolator: Isolator | None = None) -> Level:
         try:
             found = slot.start()
             with Files(program=_json({"source": TRIAL, "files": {}}), stdin=b"", stdout=b"", stderr=b"") as files:
-                outcome = _outcome(slot.run(asdict(limits), files), limits, files)
+                answer = slot.run(asdict(limits), files)
+                outcome = (
+                    _outcome(answer, limits, files) if answer else Outcome("broken", "it does not survive a program")
+                )
             if outcome.stdout == "works":
                 return replace(found, refused=tuple(refused))
             refused.append(f"{level.isolator}: {outcome.reason}")
@@ -214,14 +250,21 @@ def strongest(isolator: Isolator | None = None) -> Level:
     raise SandboxError(f"no sandbox works here: {'; '.join(refused)}")
 
 
+def require(domain: str, walls: Walls) -> None:
+    """Raises SandboxError where a domain asks for strong walls and this machine has none."""
+    if walls == "strong" and not (level := strongest()).strong:
+        raise SandboxError(
+            f"domain {domain!r} asks for sandbox: strong, and this machine has: {level}. Install bubblewrap, allow "
+            "user namespaces (sysctl kernel.unprivileged_userns_clone=1), or set sandbox: any"
+        )
+
+
 def _close(slots: Sequence[Slot]) -> None:
     for slot in slots:
         slot.close()
 
 
 def _outcome(answer: Mapping[str, Any], limits: Limits, files: Files) -> Outcome:
-    if not answer:
-        return Outcome("broken", "the sandbox did not survive it")
     spent = {"cpu_s": answer["cpu_s"], "wall_s": answer["wall_s"]}
     bytes_out = int(limits.output_mib * 2**20)
     stdout, stderr = files.read("stdout", bytes_out), files.tail("stderr", MAX_STDERR)
@@ -240,14 +283,35 @@ def _ending(answer: Mapping[str, Any], limits: Limits, stderr: str) -> tuple[Sta
     if code > 0:
         lines = stderr.strip().splitlines()
         return "failed", f"exit code {code}" + (f": {lines[-1]:.200}" if lines else "")
-    if -code == signal.SIGKILL and answer["cpu_s"] > limits.cpu_s / 2:  # kernels count in different ways
-        return "killed", f"used up {limits.cpu_s} s of CPU time"
-    return "killed", f"killed by a signal: {signal.strsignal(-code) or -code}"
+    return "killed", _killed(-code, answer["cpu_s"], limits)
 
 
-def _verdict(outcome: Outcome, report: str) -> Verdict:
+def _shot(answer: Mapping[str, Any], report: str, limits: Limits) -> str:
+    """In words, that the slot is gone or a process of the program was killed, and by none of its limits; else "".
+
+    No program can do that to itself: it is the first process of its namespace, or may signal nobody.
+    """
+    if not answer:
+        return "the sandbox did not survive it"
+    deaths = [] if answer["late"] else [(-os.waitstatus_to_exitcode(answer["status"]), answer["cpu_s"])]
+    with contextlib.suppress(ValueError):  # no report, or one that was cut short
+        fact = json.loads(report.rstrip("\n").rpartition("\n")[2])
+        deaths += [(fact["killed_by"], fact["cpu_s"])] if "killed_by" in fact else []
+    for by, cpu_s in deaths:
+        if by == signal.SIGKILL and cpu_s <= limits.cpu_s / 2:
+            return "killed from outside: was memory short?"
+    return ""
+
+
+def _killed(by: int, cpu_s: float, limits: Limits) -> str:
+    if by == signal.SIGKILL and cpu_s > limits.cpu_s / 2:  # kernels count in different ways
+        return f"used up {limits.cpu_s} s of CPU time"
+    return f"killed by a signal: {signal.strsignal(by) or by}"
+
+
+def _verdict(outcome: Outcome, report: str, limits: Limits) -> Verdict:
     """From what the tests' process wrote; of that, and of how it ended, the program has no hold."""
-    asserts, failures, done = 0, [], False
+    asserts, failures, done, killed = 0, list[str](), False, ""
     passed, failed = set[int](), set[int]()  # an assertion in a loop counts once: the program may decide how often
     for line in report.split("\n"):
         try:
@@ -259,6 +323,7 @@ def _verdict(outcome: Outcome, report: str) -> Verdict:
         failed |= {fact["at"]} if "at" in fact else set()
         failures += [fact["failed"]] if "failed" in fact else []
         done = done or "done" in fact
+        killed = _killed(fact["killed_by"], fact["cpu_s"], limits) if "killed_by" in fact else killed
     if outcome.status != "ok" or not done:
         failures.append(outcome.reason or "the tests ended early")
     elif not failures and asserts and not passed:
@@ -266,8 +331,10 @@ def _verdict(outcome: Outcome, report: str) -> Verdict:
     total = max(asserts, 1)
     if failures:
         right = min(len(passed - failed), total - 1)
-        return Verdict(False, right, total, failures[0], outcome.status == "broken")
-    return Verdict(True, total, total)
+        reason = f"{killed}: {failures[0]}" if killed else failures[0]
+        reason = reason[:MAX_REASON].encode("utf-8", "replace").decode()
+        return Verdict(False, right, total, reason, outcome.status == "broken", outcome.cpu_s)
+    return Verdict(True, total, total, cpu_s=outcome.cpu_s)
 
 
 def _below(files: Mapping[str, str]) -> dict[str, str]:

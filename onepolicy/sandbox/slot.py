@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import IO, Any, Self
@@ -21,6 +22,7 @@ from onepolicy.sandbox.level import Level, SandboxError
 
 GRACE_S = 10.0  # beyond a program's own limit, before its slot is given up
 START_LIMIT_S = 60.0
+PAUSES_S = (0.2, 1.0, 3.0)  # before each further try to start: memory may be short for a moment
 MAX_MESSAGE = 1 << 16
 INSIDE = "onepolicy.sandbox.inside"
 # The server's whole program: the modules arrive as text, because their files may be out of sight in there.
@@ -111,11 +113,23 @@ class Slot:
         self.level = replace(self.level, nested=answer["nested"], filter=answer["filter"])
         return self.level
 
+    def ensure(self) -> None:
+        """Start the server unless it runs, at a level that is known to work: several tries. Raises SandboxError."""
+        for pause in PAUSES_S:
+            try:
+                self.start()
+                return
+            except SandboxError:
+                if self._closed:
+                    raise
+            time.sleep(pause)
+        self.start()
+
     def run(self, limits: Mapping[str, Any], files: Files) -> dict[str, Any]:
         """The server's answer; {} when it did not survive the program. Raises SandboxError when it does not start."""
         request = json.dumps(limits).encode()
         for _ in range(2):  # it may have died while idle, which is not this program's fault
-            self.start()
+            self.ensure()
             try:
                 self._link.settimeout(limits["wall_s"] + GRACE_S)
                 socket.send_fds(self._link, [request], files.numbers)

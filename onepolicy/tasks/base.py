@@ -7,15 +7,19 @@ Here also: the few helpers that sources share. Nothing here knows how grading is
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import numbers
 import os
 import random
+import signal
 import string
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Protocol, Self, runtime_checkable
 
 from pydantic import AfterValidator
@@ -24,6 +28,7 @@ from onepolicy.config import Strict, did_you_mean
 from onepolicy.rewards import TOLERANCE
 from onepolicy.types import Answer, Grade, Message, Task
 
+IMPORT_LIMIT_S = 30.0  # of the user's modules
 EVAL_SEED = (
     2**31 - 1
 )  # of every held-out set, whatever the run's seed: stages and seeds share one and none trains on it
@@ -113,6 +118,14 @@ class SourceOptions(Strict):
         """The options of the source that evaluation draws from. The same, unless evaluation has data of its own."""
         return self
 
+    def source_files(self) -> list[Path]:
+        """The files that its questions come from."""
+        return []
+
+    def import_paths(self) -> list[str]:
+        """Where its graders or its class come from: module:name."""
+        return []
+
 
 class GraderBug(ValueError):
     """A grader returned what is no reward. Unlike a bad answer, this is an error of the run."""
@@ -155,12 +168,14 @@ def as_grade(value: Any, grader: str, reward_range: tuple[float, float] = UNIT) 
         ) from None
 
 
-def _raised_at(error: Exception) -> str:
+def _raised_at(error: BaseException) -> str:
     """An exception of the user's code on one line, with file and line."""
     if isinstance(error, SyntaxError):
         place = f"{error.filename}, line {error.lineno}"
         return f"{type(error).__name__} in {place}: {error.msg}"
-    last = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith("<frozen")]
+    last = (theirs or frames)[-1]
     return f"{type(error).__name__} in {last.filename}, line {last.lineno}: {' '.join(str(error).split())}"
 
 
@@ -199,6 +214,37 @@ def user_message(text: str) -> tuple[dict[str, str], ...]:
     return ({"role": "user", "content": text},)
 
 
+@contextlib.contextmanager
+def _interruptions(module_name: str) -> Iterator[threading.Event]:
+    """An import that ends in IMPORT_LIMIT_S, by TimeoutError; the event is set by Ctrl-C.
+
+    Only the main thread can be interrupted: elsewhere there is no limit. What a module prints goes to stderr, since
+    stdout may be somebody's data.
+    """
+    interrupted = threading.Event()
+
+    def on_alarm(*_: object) -> None:
+        raise TimeoutError(f"not imported after {IMPORT_LIMIT_S:g} s: what takes long belongs into a function")
+
+    def on_interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    with contextlib.redirect_stdout(sys.stderr):
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield interrupted
+            return
+        before = signal.signal(signal.SIGALRM, on_alarm), signal.signal(signal.SIGINT, on_interrupt)
+        signal.setitimer(signal.ITIMER_REAL, IMPORT_LIMIT_S, 1.0)  # again and again: a module may catch the first
+        try:
+            yield interrupted
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before[0])
+            signal.signal(signal.SIGINT, before[1])
+
+
 def load_object(path: str) -> Any:
     """Import "module:name"; the working folder counts as importable. Raises ValueError that says what is missing."""
     module_name, colon, name = path.partition(":")
@@ -207,10 +253,13 @@ def load_object(path: str) -> Any:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        with _interruptions(module_name) as interrupted:
+            module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(f"cannot import {module_name!r} ({error}); looked in the working folder too") from None
-    except Exception as error:  # whatever a module of the user's does when it is imported
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever the user's module does when it is imported
+        if isinstance(error, KeyboardInterrupt) and interrupted.is_set():
+            raise  # Ctrl-C, and not the module's own doing
         raise ValueError(f"cannot import {module_name!r}: {_raised_at(error)}") from None
     if not hasattr(module, name):
         public = [known for known in vars(module) if not known.startswith("_")]

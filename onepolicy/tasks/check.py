@@ -15,7 +15,7 @@ from onepolicy.config import DomainConfig
 from onepolicy.rewards import is_correct
 from onepolicy.tasks import build_eval_source, build_source
 from onepolicy.tasks.base import Source
-from onepolicy.tasks.grading import Grader
+from onepolicy.tasks.grading import COSTLY, Grader
 from onepolicy.tasks.mixture import prompt_key
 from onepolicy.types import Answer, Grade, Task
 
@@ -53,6 +53,12 @@ def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
     tasks = [source.draw(index) for index in range(n)]
     golds = [(task, gold) for task in tasks if (gold := source.gold(task)) is not None]
     for_gold = getattr(source, "for_gold", lambda task: task)
+    task, answer = golds[0] if golds else (tasks[0], "")
+    (probe,) = grade([(for_gold(task), answer)])
+    if probe.failed and probe.reason.startswith(
+        COSTLY
+    ):  # or each answer would wait for its limit, or for a new process
+        return _costly(task, answer, probe, bool(golds))
     verdicts = grade([(for_gold(task), gold) for task, gold in golds])
     wrong = [
         (task, gold, verdict)
@@ -83,6 +89,24 @@ def check_source(source: Source, n: int, grade: GradeAll) -> SourceReport:
     lost = [*_ungraded("the empty answer", empties), *_ungraded(f"{constant!r:.50}", constants)]
     report = replace(report, warnings=tuple(_warnings(report)))
     return report if unjudged else replace(report, warnings=(*report.warnings, *lost))
+
+
+def _costly(task: Task, answer: Answer, verdict: Grade, has_gold: bool) -> SourceReport:
+    """Of a source whose grader hangs or ends its process on the first gold answer or, without any, on the empty one."""
+    tried = f"the gold answer {answer!r:.50}" if has_gold else "the empty answer"
+    return SourceReport(
+        domain=task.domain,
+        drawn=1,
+        distinct=1,
+        without_gold=int(not has_gold),
+        gold_right=0,
+        failures=(f"the grader failed on all that was tried ({tried}): {verdict.reason}",),
+        unjudged=True,
+        empty_reward=0.0,
+        constant=answer if has_gold else "0",
+        constant_share=0.0,
+        constant_reward=0.0,
+    )
 
 
 def check_domains(domains: Mapping[str, DomainConfig], n: int) -> dict[str, SourceReport]:

@@ -7,7 +7,8 @@
 Skills and levels: `code_problems.py`. The shapes of sets and what their rows are judged by: `code_rows.py`. The answer
 is the last block fenced as Python, else the last fenced block, else the whole text; one that is cut off, with its fence
 not closed, is no answer, and takes back those before it. Programs run in the sandbox
-(`onepolicy/sandbox`), many at once; `onepolicy tasks check` says how strong its walls are on this machine.
+(`onepolicy/sandbox`), many at once; `onepolicy tasks check` says how strong its walls are on this machine, and
+`sandbox: strong` refuses to start where a program would see that machine.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, Self
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from onepolicy import sandbox
-from onepolicy.sandbox import Limits, SandboxError, UnitTests, Verdict
+from onepolicy.sandbox import WALL, Limits, SandboxError, UnitTests, Verdict, Walls
 from onepolicy.tasks.base import GraderBug, seeded, user_message, with_one_wrong
 from onepolicy.tasks.code_problems import SKILLS, make
 from onepolicy.tasks.code_rows import (
@@ -40,7 +41,7 @@ from onepolicy.tasks.code_rows import (
     reference_of,
     require_sizes,
 )
-from onepolicy.tasks.columns import shown
+from onepolicy.tasks.columns import require_size, shown
 from onepolicy.tasks.rows import RowReader, SkillsOptions
 from onepolicy.thought import NEVER_ENDS, answer_of
 from onepolicy.types import Grade, Task
@@ -53,8 +54,9 @@ NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 class CodeOptions(SkillsOptions):
     """`partial` rewards the share of passed tests instead of all or nothing.
 
-    Limits: seconds for one program; seconds for all the tests of an answer (what is left then has failed; None: 30, or
-    0.1 for each where a row has more than 300), memory of a process. Output, memory and time follow the row: where a
+    Limits: seconds of CPU time for one program, rounded up to whole ones; for all the tests of an answer (what is left
+    then has failed; None: 30, or 0.1 for each where a row has more than 300); memory of a process. Wall time may be ten
+    times as much, for programs that sleep. Output, memory and time follow the row: where a
     test has megabytes to read or to print, they are wider (`Limits.for_test_of`). A row with a test whose input or
     expected output is above `max_test_mib` is refused.
     """
@@ -66,6 +68,7 @@ class CodeOptions(SkillsOptions):
     total_limit_s: PositiveFloat | None = None
     memory_mib: PositiveInt = 512
     max_test_mib: PositiveInt = 64
+    sandbox: Walls = "any"
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -81,17 +84,18 @@ class CodeSource:
         self.domain, self.options, self.seed = domain, options, seed
         self.reader = RowReader(domain, options, seed, check=self._check) if options.has_rows else None
         seconds = options.time_limit_s
-        self.limits = Limits(wall_s=seconds, cpu_s=math.ceil(seconds), memory_mib=options.memory_mib)
+        self.limits = Limits(wall_s=WALL * seconds, cpu_s=math.ceil(seconds), memory_mib=options.memory_mib)
         self.max_size = options.max_test_mib << 20
         # what one answer may take: grading does not cut it short
-        self.time_limit_s = self._total_s(MAX_TESTS) + seconds + MAX_CASES / 2**20
+        self.time_limit_s = WALL * (self._total_s(MAX_TESTS) + seconds + MAX_CASES / 2**20)
 
     def _check(self, row: Row) -> None:
         reference, _, _ = read_row(row)
         require_sizes(reference, self.max_size)
 
     def prepare(self) -> None:
-        """Find out the sandbox's level and start its slots. Raises SandboxError where there is none."""
+        """Find out the sandbox's level and start its slots. Raises SandboxError where there is none, or a weak one."""
+        sandbox.require(self.domain, self.options.sandbox)
         sandbox.shared().start()
 
     @property
@@ -145,15 +149,18 @@ class CodeSource:
         program = f"{exam.before}{code}{exam.after}"
         limits = [self.limits.for_test_of(size) for size in exam.sizes or (0,) * len(exam.checks)]
         total_s = self._total_s(len(exam.checks))
-        total_s += sum(one.wall_s - self.limits.wall_s for one in limits)
-        deadline = time.monotonic() + total_s
-        passed, total, reason = 0, 0, ""
+        total_s += sum(one.cpu_s - self.limits.cpu_s for one in limits)
+        deadline = time.monotonic() + WALL * total_s
+        passed, total, spent, reason = 0, 0, 0.0, ""
         for check, limit in zip(exam.checks, limits, strict=True):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                verdict = Verdict(False, 0, 1, f"not done after {total_s:g} s")
+            wall_s, cpu_s = deadline - time.monotonic(), total_s - spent
+            if wall_s <= 0 or cpu_s <= 0:
+                late = f"{total_s:g} s of CPU time" if cpu_s <= 0 else f"{WALL * total_s:g} s"
+                verdict = Verdict(False, 0, 1, f"not done after {late}")
             else:
-                verdict = self._verdict(program, check, replace(limit, wall_s=min(left, limit.wall_s)))
+                narrow = replace(limit, wall_s=min(wall_s, limit.wall_s), cpu_s=min(math.ceil(cpu_s), limit.cpu_s))
+                verdict = self._verdict(program, check, narrow)
+            spent += verdict.cpu_s
             if verdict.broken:
                 return Grade(0.0, verdict.reason, failed=True)
             passed, total = passed + verdict.passed, total + verdict.total
@@ -181,7 +188,7 @@ class CodeSource:
         reason = outcome.reason
         if outcome.status == "ok" and not same_output(outcome.stdout, check.stdout):
             reason = f"printed {outcome.stdout[:80]!r:.80} and not {check.stdout[:80]!r:.80}"
-        return Verdict(not reason, int(not reason), 1, reason, outcome.status == "broken")
+        return Verdict(not reason, int(not reason), 1, reason, outcome.status == "broken", outcome.cpu_s)
 
 
 def read_row(row: Row) -> tuple[dict[str, Any], str, str | None]:
@@ -191,6 +198,7 @@ def read_row(row: Row) -> tuple[dict[str, Any], str, str | None]:
     questions = [row[column] for column in QUESTIONS if row.get(column) is not None]
     if not questions or not all(isinstance(text, str) and text.strip() for text in questions):
         raise ValueError(f"its question is {shown(questions[0] if questions else None)}, and no text")
+    require_size(questions[0], "its question")
     try:
         return reference, shape.question(row), shape.gold(row)
     except (AttributeError, IndexError, KeyError, TypeError) as error:

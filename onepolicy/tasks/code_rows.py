@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from onepolicy.config import listed
 from onepolicy.sandbox import UnitTests
 
 MAX_CASES = 1 << 28  # bytes of a row's private cases, unpacked
@@ -72,7 +73,7 @@ def shape_of(row: Row) -> str:
         if all(column in row for column in shape.columns):
             return name
     known = "; ".join(f"{', '.join(shape.columns)} ({name})" for name, shape in SHAPES.items())
-    raise ValueError(f"its columns {', '.join(row)} hold none of: {known}")
+    raise ValueError(f"its columns {listed(row)} hold none of: {known}")
 
 
 def reference_of(row: Row) -> dict[str, Any]:

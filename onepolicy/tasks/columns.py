@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from onepolicy.config import did_you_mean
+from onepolicy.config import did_you_mean, listed
 from onepolicy.tasks.base import user_message
 from onepolicy.types import Message
 
+MAX_TEXT = 10_000_000  # characters of a prompt or a demonstration: more than any context holds
 Scalar = str | bool | int | float | Decimal
 VALUE_KEYS = ("ground_truth", "text", "answer", "answers", "value", "aliases", "label")  # where structs keep the answer
 
@@ -47,8 +48,7 @@ def names(row: Mapping[str, Any]) -> list[str]:
 
 def described(row: Mapping[str, Any]) -> str:
     """The columns in a few words, those that are structs with their keys."""
-    columns = (f"{c} ({', '.join(map(str, v))})" if isinstance(v, Mapping) else str(c) for c, v in row.items())
-    return ", ".join(columns)
+    return listed(f"{c} ({listed(v)})" if isinstance(v, Mapping) else c for c, v in row.items())
 
 
 def shown(value: Any) -> str:
@@ -82,7 +82,14 @@ def as_chat(value: Sequence[Any]) -> tuple[Message, ...]:
     """A list of messages, without the nulls that Arrow puts into structs: {"tool_calls": null, ...}."""
     if not value:
         raise ValueError("[] is an empty list of messages")
-    return tuple(_message(message, number) for number, message in enumerate(value))
+    chat = tuple(_message(message, number) for number, message in enumerate(value))
+    texts = [text for message in chat for text in _texts(message["content"])]
+    _require_size(sum(map(len, texts)), "the chat")
+    return chat
+
+
+def _texts(content: str | Sequence[Mapping[str, Any]]) -> list[str]:
+    return [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
 
 
 def _message(value: Any, number: int) -> Message:
@@ -130,9 +137,20 @@ def _is_struct(value: Any, *keys: str) -> bool:
     return isinstance(value, Mapping) and all(key in value for key in keys)
 
 
+def require_size(text: str, what: str) -> None:
+    """Raises ValueError for a text that is longer than any context, which would take minutes to tokenize."""
+    _require_size(len(text), what)
+
+
+def _require_size(characters: int, what: str) -> None:
+    if characters > MAX_TEXT:
+        raise ValueError(f"{what} has {characters:,} characters, and the most is {MAX_TEXT:,}")
+
+
 def _check_text(value: str, what: str) -> None:
     if not value.strip():
         raise ValueError(f"{shown(value)} is {what} without any content")
+    require_size(value, what)
     _check_encodable(value, what)
 
 

@@ -24,6 +24,9 @@ class CustomOptions(SourceOptions):
     source: str
     options: dict[str, Any] = Field(default_factory=dict)
 
+    def import_paths(self) -> list[str]:
+        return [self.source]
+
     @model_validator(mode="after")
     def _class_takes_the_options(self) -> Self:
         source = load_object(self.source)
@@ -41,7 +44,10 @@ class CustomOptions(SourceOptions):
 
 def custom_source(domain: str, options: CustomOptions, seed: int) -> Source:
     """Call the user's class."""
-    source = load_object(options.source)(domain=domain, seed=seed, **options.options)
+    try:
+        source = load_object(options.source)(domain=domain, seed=seed, **options.options)
+    except SystemExit as error:
+        raise ValueError(f"domain {domain!r}: {options.source} ends the program (SystemExit: {error})") from None
     if hasattr(source, "start") and not hasattr(source, "max_turns"):
         raise ValueError(f"{options.source} starts episodes, and needs max_turns, how many turns the policy may take")
     return cast(Source, source)

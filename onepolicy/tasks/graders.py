@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, ClassVar
 
-from onepolicy.config import did_you_mean
+from onepolicy.config import did_you_mean, listed
 from onepolicy.tasks.base import load_object
 from onepolicy.tasks.columns import Scalar, aliases
 from onepolicy.thought import NEVER_ENDS, answer_of
@@ -173,7 +173,7 @@ class Signature:
         if unknown and columns is not None:
             raise ValueError(
                 f"grader {self.name} has a parameter {unknown[0]!r}, which is not known: {meant}, and the columns of "
-                f"the rows: {', '.join(columns)}"
+                f"the rows: {listed(columns)}"
             )
 
 

@@ -20,8 +20,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from onepolicy.config import listed
 from onepolicy.tasks import instruction_ifbench, instruction_prompts, instruction_small
 from onepolicy.tasks.base import seeded, user_message, with_one_wrong
+from onepolicy.tasks.columns import require_size
 from onepolicy.tasks.instruction_arguments import plain
 from onepolicy.tasks.instruction_checks import MAX_RESPONSE, followed, validated
 from onepolicy.tasks.instruction_small import Constraint
@@ -149,9 +151,10 @@ def read_row(row: Mapping[str, Any]) -> tuple[str, tuple[Constraint, ...]]:
     """Prompt and constraints of a record. Raises ValueError on a missing column; FaultyConstraint, which is one too."""
     missing = [column for column in COLUMNS if column not in row]
     if missing:
-        raise ValueError(f"its columns {', '.join(row)} lack {', '.join(missing)}, which IFEval's and IFBench's have")
+        raise ValueError(f"its columns {listed(row)} lack {', '.join(missing)}, which IFEval's and IFBench's have")
     if not isinstance(row["prompt"], str):
         raise ValueError(f"its prompt is no text: {row['prompt']!r:.80}")
+    require_size(row["prompt"], "its prompt")
     try:
         return row["prompt"], _constraints(plain(row["instruction_id_list"]), plain(row["kwargs"]))
     except ValueError as error:

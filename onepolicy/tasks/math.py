@@ -19,7 +19,9 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
+from onepolicy.config import listed
 from onepolicy.tasks.base import seeded, user_message, with_one_wrong
+from onepolicy.tasks.columns import require_size
 from onepolicy.tasks.math_answers import judge
 from onepolicy.tasks.math_looks import squeezed
 from onepolicy.tasks.math_problems import SKILLS
@@ -122,9 +124,10 @@ def read_row(row: Mapping[str, Any]) -> tuple[str, str, str]:
     answer, solution = row.get("answer"), row.get("solution")
     if not isinstance(question, str) or not question.strip() or (answer is None and solution is None):
         raise ValueError(
-            f"its columns {', '.join(row)} are none of: {SHAPES}; kind `records` takes any columns, with graders of "
+            f"its columns {listed(row)} are none of: {SHAPES}; kind `records` takes any columns, with graders of "
             "your own"
         )
+    require_size(question, "its question")
     if answer is not None and (isinstance(answer, bool) or not isinstance(answer, (str, int, float))):
         raise ValueError(f"its answer {answer!r:.80} is no text or number; of a list of right answers, kind `records`")
     if answer is not None and not squeezed(str(answer)):

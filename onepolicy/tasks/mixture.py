@@ -15,6 +15,7 @@ from typing import Any
 from onepolicy.config import DomainConfig
 from onepolicy.tasks import build_eval_source, build_source
 from onepolicy.tasks.base import Environment, Source
+from onepolicy.tasks.columns import as_chat
 from onepolicy.tasks.episodes import demonstrated, said
 from onepolicy.tasks.screen import Screen
 from onepolicy.types import Answer, Message, Task
@@ -27,6 +28,16 @@ def prompt_key(task: Task) -> bytes:
     """A digest of the prompt alone: equal prompts have equal keys, whatever their id or answer."""
     text = json.dumps(list(task.messages), sort_keys=True, default=_plain)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def drawn(source: Source, index: int) -> Task:
+    """A source's task. Raises ValueError, naming it, when its chat is none: a message without a role, for example."""
+    task = source.draw(index)
+    try:
+        as_chat(task.messages)
+    except ValueError as error:
+        raise ValueError(f"domain {task.domain!r}: task {task.id!r}: {error}") from None
+    return task
 
 
 def with_system_prompt(task: Task, text: str) -> Task:
@@ -88,7 +99,7 @@ class Domain:
                 return task
 
     def _task_at(self, index: int) -> Task:
-        return with_system_prompt(self.source.draw(index), self.system_prompt)
+        return with_system_prompt(drawn(self.source, index), self.system_prompt)
 
     def _is_held_out(self, task: Task) -> bool:
         return prompt_key(task) in self._held_out
@@ -121,7 +132,7 @@ def first_distinct(source: Source, count: int, name: str) -> list[Task]:
     found: dict[bytes, Task] = {}
     before = index = 0
     while len(found) < count:
-        task = source.draw(index)
+        task = drawn(source, index)
         found.setdefault(prompt_key(task), task)
         index += 1
         if index % WINDOW == 0:

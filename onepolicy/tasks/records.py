@@ -76,6 +76,11 @@ class RecordsOptions(RowsOptions):
     grader: tuple[GraderOptions, ...] = Field((GraderOptions(name="exact"),), min_length=1)
     reward_range: RewardRange = UNIT
 
+    def import_paths(self) -> list[str]:
+        """Those of the user's own graders."""
+        names = [one.name.removeprefix("trl:").removeprefix("verl:") for one in self.grader]
+        return [name for name in names if ":" in name]
+
     @field_validator("grader", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from onepolicy import sandbox
-from onepolicy.sandbox import Limits, SandboxError, UnitTests
+from onepolicy.sandbox import WALL, Limits, SandboxError, UnitTests, Walls
 from onepolicy.tasks.base import seeded, with_one_wrong
 from onepolicy.tasks.repo_parts import MODULES, Function
 from onepolicy.tasks.tools import MAX_CALLS, Tool, ToolEpisode, ToolError, ToolOptions
@@ -26,7 +26,7 @@ from onepolicy.types import Grade, Task
 
 MAX_FILES, MAX_TEXT = 40, 20_000  # characters of a file
 MAX_SHOWN = 4_000  # characters of a tool's answer
-LIMITS = Limits(wall_s=4.0, cpu_s=2)  # of one run of the tests
+LIMITS = Limits(wall_s=2.0 * WALL, cpu_s=2)  # of one run of the tests
 TESTS = "tests"
 QUESTION = (
     "A test of this repository fails:\n{assertion}\nFind the fault and mend it. The tests are right, and cannot be "
@@ -35,12 +35,16 @@ QUESTION = (
 
 
 class RepoOptions(ToolOptions):
-    """How many modules a repository has at most, and how many assertions there are on each function: shown, and not."""
+    """How many modules a repository has at most, and how many assertions there are on each function: shown, and not.
+
+    `sandbox: strong` refuses to start where the walls of the sandbox are weak.
+    """
 
     modules: Annotated[int, Field(ge=1, le=len(MODULES))] = 3
     shown: PositiveInt = 2
     hidden: PositiveInt = 4
     max_turns: PositiveInt = 12
+    sandbox: Walls = "any"
 
     @model_validator(mode="after")
     def _calls_are_in_json(self) -> Self:
@@ -89,7 +93,8 @@ class RepoSource:
         self.max_turns = options.max_turns
 
     def prepare(self) -> None:
-        """Warm the sandbox up. Raises SandboxError where there is none."""
+        """Warm the sandbox up. Raises SandboxError where there is none, or a weak one and strong was asked for."""
+        sandbox.require(self.domain, self.options.sandbox)
         sandbox.shared().run("")
 
     @property

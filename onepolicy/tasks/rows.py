@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from onepolicy.config import did_you_mean
 from onepolicy.config.objects import GivenRows
+from onepolicy.files import files_in
 from onepolicy.tasks.base import SourceOptions, seeded
 from onepolicy.tasks.row_files import Rows, Table, columns_of, expand, read_hub, read_path
 
@@ -62,6 +63,14 @@ class RowsOptions(SourceOptions):
             yield read_hub(self.hub, self.subset, self.split)
         if self.rows is not None:
             yield Table("the rows given", self.rows.rows)
+
+    def source_files(self) -> list[Path]:
+        """All files that `path` and `eval_path` name, those in folders too; what is no regular file is left out."""
+        named = dict.fromkeys([*(self.path or ()), *(self.eval_path or ())])
+        found: list[Path] = []
+        for path in named:
+            found += files_in(path) if path.is_dir() else [path] if path.is_file() else []
+        return found
 
     def first_columns(self) -> list[str] | None:
         """The columns of the first row; None where reading them would cost much, or there is no row."""

@@ -103,4 +103,4 @@ def _named(found: Sequence[Found]) -> str:
 
 
 def _characters(task: Task) -> int:
-    return sum(len(str(message["content"])) for message in task.messages)
+    return sum(len(str(message.get("content", ""))) for message in task.messages)

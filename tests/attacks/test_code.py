@@ -63,7 +63,7 @@ def test_none_scores_hangs_crashes_or_escapes(options):
     cases = [("units", answer) for answer in FORGED] + [("output", answer) for answer in PRINTED]
     cases += [(("units", "output")[number % 2], answer) for number, answer in enumerate(HOSTILE)]
     before = settled()
-    found = grades(options, cases, 0.25)
+    found = grades(options, cases, 0.05)
     scored = [answer for (_, answer), grade in zip(cases, found, strict=True) if grade.reward != 0.0]
     broken = [answer for (_, answer), grade in zip(cases, found, strict=True) if "survive" in grade.reason]
     assert not scored and not broken and all(grade.reason for grade in found)

@@ -10,6 +10,8 @@ import ctypes
 import os
 import resource
 import shutil
+import stat
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,15 +22,19 @@ MNT_DETACH, AT_FDCWD, AT_RECURSIVE = 2, -100, 0x8000
 PDEATHSIG, SET_DUMPABLE, SET_SECCOMP, DROP_BOUND, SUBREAPER, NO_NEW_PRIVS = 1, 4, 22, 24, 36, 38
 CAPABILITIES_V3 = 0x20080522
 PIVOT_ROOT, MOUNT_SETATTR = {"x86_64": 155, "aarch64": 41}, 442
+OPEN_TREE, MOVE_MOUNT = 428, 429
+OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 SCRATCH = ("/tmp", "/dev/shm")  # where a program may write, if anywhere
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _call(name: str, *arguments: Any) -> None:
-    if getattr(_libc, name)(*arguments) < 0:
+def _call(name: str, *arguments: Any) -> int:
+    result: int = getattr(_libc, name)(*arguments)
+    if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"{name}: {os.strerror(error)}")
+    return result
 
 
 def _prctl(option: int, value: int) -> None:
@@ -53,15 +59,13 @@ class Walls:
         own = setup["user"]
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # if memory runs out, then here
-        layout = setup["layout"]
+        layout, self._binds = setup["layout"], setup["binds"]
         if layout and os.getuid() == 0:
             _call("unshare", NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWNET)
             _build_root(layout, setup["machine"])
             layout = None
         if own is not None:
-            os.setgroups([])
-            os.setresgid(own, own, own)
-            os.setresuid(own, own, own)
+            _become(own)
             _prctl(SET_DUMPABLE, 1)  # so that the files of /proc/self are ours again, for _enter
         if setup["nest"]:
             try:
@@ -136,7 +140,11 @@ class Walls:
             _call("unshare", NEWNS)
             for folder in SCRATCH:
                 options = f"size={limits['scratch_mib']}m,nr_inodes=4096,mode=700"
+                within = [path for path in self._binds if path.startswith(f"{folder}/")]  # an interpreter, say
+                trees = [_clone(path) for path in within]
                 _mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, options)
+                for path, tree in zip(within, trees, strict=True):
+                    _attach(tree, path)
             os.close(self._home)
         os.chdir(self._scratch)
         self._limit(limits)
@@ -183,6 +191,29 @@ class Walls:
             resource.setrlimit(kind, (value, value))
 
 
+def _become(user: int) -> None:
+    """Another user, and no group but its own. Raises OSError where that is forbidden.
+
+    Python's own files stay in reach, also below a folder that is private to root: by an open folder, the prefix. With
+    it, where no walls are, what lies beside that folder and all may read, but not the private folder itself.
+    """
+    prefix = os.path.realpath(sys.base_prefix)
+    folder = os.open(prefix, os.O_PATH)
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    if os.access(os.__file__, os.R_OK):
+        os.close(folder)
+        return
+    reached = f"/proc/self/fd/{folder}"
+    sys.path[:] = [path.replace(prefix, reached, 1) for path in sys.path]
+    for module in list(sys.modules.values()):
+        if file := getattr(module, "__file__", None):
+            module.__file__ = file.replace(prefix, reached, 1)
+        if places := getattr(module, "__path__", None):
+            module.__path__ = [place.replace(prefix, reached, 1) for place in places]
+
+
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
@@ -198,21 +229,41 @@ def _make_read_only(path: str) -> None:
     _call("syscall", MOUNT_SETATTR, AT_FDCWD, path.encode(), AT_RECURSIVE, attributes, ctypes.c_size_t(32))
 
 
+def _clone(path: str) -> int:
+    """What is mounted at a place, as an open mount that can be attached elsewhere."""
+    return _call("syscall", OPEN_TREE, AT_FDCWD, path.encode(), OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC)
+
+
+def _attach(tree: int, path: str) -> None:
+    """Mount `_clone`'s mount at a path, which is made."""
+    _make_place(path, os.fstat(tree).st_mode)
+    _call("syscall", MOVE_MOUNT, tree, b"", AT_FDCWD, path.encode(), MOVE_MOUNT_F_EMPTY_PATH)
+    os.close(tree)
+
+
+def _make_place(path: str, mode: int) -> None:
+    """An empty folder or file, as what is to be mounted there is one or the other."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if stat.S_ISDIR(mode):
+        os.makedirs(path, exist_ok=True)
+    else:
+        open(path, "w").close()
+
+
 def _build_root(layout: Mapping[str, Any], machine: str) -> None:
     """A root of tmpfs with some folders of the old one, read-only, and nothing else; then it is all there is."""
     root = "/tmp"  # exists everywhere; what we put over it is ours alone
+    os.umask(0o022)  # a slot's user must get through
+    # opened before anything hides them: the interpreter may lie in the temporary folder
+    sources = {path: os.open(path, os.O_PATH) for path in (*layout["binds"], *layout["devices"], "/proc")}
     _mount("none", "/", "", MS_REC | MS_PRIVATE)
     _mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
-    for path in (*layout["binds"], *layout["devices"], "/proc"):
-        inside = root + path
-        os.makedirs(os.path.dirname(inside), exist_ok=True)
-        if os.path.isdir(path):
-            os.makedirs(inside, exist_ok=True)
-        else:
-            open(inside, "w").close()
-        _mount(path, inside, "", MS_BIND | MS_REC)
+    for path, source in sources.items():
+        _make_place(root + path, os.fstat(source).st_mode)
+        _mount(f"/proc/self/fd/{source}", root + path, "", MS_BIND | MS_REC)
+        os.close(source)
         if path in layout["binds"]:
-            _make_read_only(inside)
+            _make_read_only(root + path)
     for path, target in layout["links"].items():
         os.symlink(target, root + path)
     for folder in SCRATCH:

@@ -21,6 +21,9 @@ from onepolicy.sandbox.inside.wire import Gone, Line, decode, encode
 STRANGE = (StopIteration, StopAsyncIteration, UnicodeError, ExceptionGroup)
 
 
+MAX_SAID = 500  # characters of why a test failed
+
+
 class ProgramError(Exception):
     """The program raised something that is no builtin exception, or one of STRANGE, answered nonsense, or ended."""
 
@@ -119,6 +122,8 @@ class Report:
         self.asserts: list[str] = []
 
     def say(self, **fact: Any) -> None:
+        if "failed" in fact:
+            fact["failed"] = fact["failed"][:MAX_SAID]  # a program may raise megabytes
         os.write(self._file, json.dumps(fact).encode() + b"\n")
 
     def passed(self, number: int) -> None:

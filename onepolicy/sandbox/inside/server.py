@@ -7,6 +7,7 @@ memory every program inherits.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -24,6 +25,7 @@ from onepolicy.sandbox.inside.wire import Line
 
 FILES = ("program", "stdin", "stdout", "stderr", "tests", "verdict")  # the last two for tests alone
 MAX_REQUEST = 1 << 16
+GRACE_S = 1.0  # for a program to end, once it is silent
 
 
 def serve(link: socket.socket, setup: Mapping[str, Any]) -> None:
@@ -73,22 +75,25 @@ def _watch(link: socket.socket, child: int, deadline: float, walls: Walls) -> di
     else:
         os.killpg(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
+    spent = usage.ru_utime + usage.ru_stime
     if not walls.nested:
-        _reap()
+        spent += _reap()
         walls.clean()
     if link.fileno() in ready:
         walls.leave()
         os._exit(0)
-    return {"status": status, "late": not ready, "cpu_s": usage.ru_utime + usage.ru_stime}
+    return {"status": status, "late": not ready, "cpu_s": spent}
 
 
-def _reap() -> None:
-    """What the program forked is ours since it ended, and dead."""
+def _reap() -> float:
+    """What the program forked is ours since it ended, and dead. Returns the seconds of CPU time that it took."""
+    spent = 0.0
     while True:
         try:
-            os.waitpid(-1, 0)
+            _, _, usage = os.wait4(-1, 0)
         except ChildProcessError:
-            return
+            return spent
+        spent += usage.ru_utime + usage.ru_stime
 
 
 def _child(walls: Walls, limits: Mapping[str, Any], files: Mapping[str, int]) -> NoReturn:
@@ -99,13 +104,14 @@ def _child(walls: Walls, limits: Mapping[str, Any], files: Mapping[str, int]) ->
         if "tests" not in files:
             _become_program(walls, limits, files)
         ours, theirs = socket.socketpair()
-        if not walls.fork_within():
+        tested = walls.fork_within()
+        if not tested:
             ours.close()
             _become_program(walls, limits, files, theirs)
         theirs.close()
         for name in FILES[:4]:
             os.close(files[name])
-        _become_judge(walls, limits, files, ours)
+        _become_judge(walls, limits, files, ours, tested)
     except BaseException as error:  # must not get back into the server's loop
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
     os._exit(125)
@@ -132,12 +138,31 @@ def _become_program(
     program.serve(payload["source"], Line(link, limits["message_mib"] << 20))
 
 
-def _become_judge(walls: Walls, limits: Mapping[str, Any], files: Mapping[str, int], link: socket.socket) -> None:
+def _become_judge(
+    walls: Walls, limits: Mapping[str, Any], files: Mapping[str, int], link: socket.socket, tested: int
+) -> None:
     walls.close_in(limits)
     tests = _read(files["tests"])
     walls.seal()
-    judge.judge(tests, Line(link, limits["message_mib"] << 20), files["verdict"])
+    line = Line(link, limits["message_mib"] << 20)
+    judge.judge(tests, line, files["verdict"])
+    with contextlib.suppress(OSError):  # not where programs have no calls for it
+        _end(tested, line, files["verdict"])
     os._exit(0)
+
+
+def _end(tested: int, line: Line, verdict: int) -> None:
+    """Kill the tested program and wait for it, so that its CPU time counts as ours; say so if it was killed before."""
+    over, deadline = 0, time.monotonic() + GRACE_S
+    while line.ended and not over and time.monotonic() < deadline:  # it is ending, unless it has closed the line itself
+        over, status, usage = os.wait4(tested, os.WNOHANG)
+        time.sleep(0.001)
+    if not over:
+        os.kill(tested, signal.SIGKILL)
+        os.wait4(tested, 0)
+    elif os.WIFSIGNALED(status):
+        fact = {"killed_by": os.WTERMSIG(status), "cpu_s": usage.ru_utime + usage.ru_stime}
+        os.write(verdict, json.dumps(fact).encode() + b"\n")
 
 
 def _read(file: int) -> Any:

@@ -30,12 +30,14 @@ class Line:
 
     def __init__(self, link: socket.socket, limit: int) -> None:
         self._link, self._read, self._limit = link, bytearray(), limit
+        self.ended = False  # the other side has closed its end
 
     def send(self, message: Any) -> None:
         """Raises Gone when nobody reads any more."""
         try:
             self._link.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
+            self.ended = True
             raise Gone("it has ended") from None
 
     def receive(self) -> Any:
@@ -48,6 +50,7 @@ class Line:
             with contextlib.suppress(OSError):
                 self._read += self._link.recv(1 << 18)
             if len(self._read) == seen:
+                self.ended = True
                 raise Gone("it has ended")
         line, self._read = self._read[:end], self._read[end + 1 :]
         try:
