@@ -192,7 +192,7 @@ def test_a_cascade_that_cannot_start_may_be_corrected(tmp_path: Path) -> None:
         ({"order": ["early", "late", "early"]}, "order names 'early' twice"),
         ({"order": ["early"]}, "late is in no stage: add it to `order`, or set its share to 0"),
         ({"domains": IDLE}, "order names 'late', which has share 0"),
-        ({"domains": DOMAINS | {"a/b": DOMAINS["late"]}}, "'a/b' is no name for a domain"),
+        ({"domains": DOMAINS | {"a/b": DOMAINS["late"]}}, "'a/b' is no name: files and metrics are named after it"),
     ],
 )
 def test_orders_that_make_no_sense_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

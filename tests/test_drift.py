@@ -60,7 +60,7 @@ def test_a_measured_run_resumes_bit_for_bit_and_refuses_another_origin(tmp_path:
     times = {"time": 0}
     assert [row | times for row in parts] == [row | times for row in whole]
     save_model(*from_scratch(ScratchConfig(**SCRATCH), 9), tmp_path / "origin")
-    with pytest.raises(ValueError, match="'the origin' is not what it was when this run was started"):
+    with pytest.raises(ValueError, match="'the model' is not what it was when this run was started"):
         rows(tmp_path, "mopd", "parts", diagnose_every=1, steps=5)
 
 

@@ -53,9 +53,10 @@ def sandbox(request):
             strongest.cache_clear()
 
 
-def processes():
-    """Ids of all our descendants, zombies included."""
-    found, frontier = [], [os.getpid()]
+def processes(roots=None):
+    """Ids of all our descendants (or of `roots` and theirs), zombies included."""
+    found = list(roots or ())
+    frontier = list(found) if roots is not None else [os.getpid()]
     while frontier:
         pid = frontier.pop()
         for task in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -66,6 +67,12 @@ def processes():
             found += children
             frontier += children
     return found
+
+
+def of(sandbox):
+    """Ids of a sandbox's own processes: other tests have sandboxes and helpers of theirs in this process."""
+    slots = sandbox.close.peek()[2][0]
+    return processes([slot._process.pid for slot in slots if slot._process is not None])
 
 
 def running(text):
@@ -604,7 +611,7 @@ for number in range(3, 64):
 def test_a_slot_that_is_shot_is_replaced_and_its_program_runs_again_once(sandbox, shots):
     assert sandbox.run("print(1)").status == "ok"
     sandbox.start()
-    of_slot, dead = len(processes()) // sandbox.slots, set()
+    of_slot, dead = len(of(sandbox)) // sandbox.slots, set()
 
     def run():
         before = restarts_of_this_thread()
@@ -614,8 +621,8 @@ def test_a_slot_that_is_shot_is_replaced_and_its_program_runs_again_once(sandbox
         busy = threads.submit(run)
         for shot in range(shots):
             enough = of_slot if shot else of_slot * sandbox.slots
-            until(lambda enough=enough: len(set(processes()) - dead) > enough)
-            for pid in processes():
+            until(lambda enough=enough: len(set(of(sandbox)) - dead) > enough)
+            for pid in of(sandbox):
                 dead.add(pid)
                 with suppress(ProcessLookupError):  # killed with its parent already
                     os.kill(pid, signal.SIGKILL)
@@ -629,7 +636,7 @@ def test_a_slot_that_is_shot_is_replaced_and_its_program_runs_again_once(sandbox
 @pytest.mark.parametrize("tested", [False, True])
 def test_a_program_that_is_shot_from_outside_runs_again(sandbox, tested):
     sandbox.start()
-    idle = set(processes())
+    idle = set(of(sandbox))
     program = "import time\ntime.sleep(1)\ndef f(): return 3\nprint(f())"
 
     def run():
@@ -642,9 +649,9 @@ def test_a_program_that_is_shot_from_outside_runs_again(sandbox, tested):
 
     with ThreadPoolExecutor(1) as threads:
         busy = threads.submit(run)
-        until(lambda: len(set(processes()) - idle) > tested)
+        until(lambda: len(set(of(sandbox)) - idle) > tested)
         time.sleep(0.3)  # both are at work: a process that is killed before is another fault
-        os.kill(max(set(processes()) - idle), signal.SIGKILL)
+        os.kill(max(set(of(sandbox)) - idle), signal.SIGKILL)
         right, restarts = busy.result()
     seen = sandbox.level.nested or not tested  # elsewhere the tests' process may not ask how the program has ended
     assert (right, restarts) == (seen, int(seen))

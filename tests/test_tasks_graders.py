@@ -355,9 +355,11 @@ def test_rewards_of_any_range_are_mapped_to_zero_and_one(tmp_path):
         graded(tmp_path, "9", grader=grader, reward_range=[-1, 3])
     with pytest.raises(GraderBug, match=r"returned 3: a reward is a number in \[0, 1\].*declared as reward_range"):
         graded(tmp_path, "7", grader=grader)
-    for wrong in ([1, 0], [0, 0], [0, float("inf")]):
+    for wrong in ([1, 0], [0, 0]):
         with pytest.raises(ConfigError, match=r"reward_range.* is no range: give \[lowest, highest\]"):
             source(tmp_path, grader=grader, reward_range=wrong)
+    with pytest.raises(ValueError, match=r"reward_range\.1 is inf: give a finite number"):
+        source(tmp_path, grader=grader, reward_range=[0, float("inf")])
 
 
 def domains(tmp_path, row=ROW, **options):

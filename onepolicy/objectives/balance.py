@@ -1,9 +1,9 @@
 """Weights per domain that undo an imbalance of the batch (Open-MOPD, arXiv 2608.19098). No torch.
 
 Everything is keyed by domain name. s_d is the share of domain d in the update: Σ |coefficient| over its tokens (see
-`update_plan.domain_shares`), which under the `token` reduction is its share of the tokens. Share and gap weights obey Σ_d w_d·s_d = 1: they
-move the budget between domains and leave its sum as it is. A domain without a share keeps weight 1 and has no part in
-the others'.
+`update_plan.domain_shares`), which under the `token` reduction is its share of the tokens. Share and gap weights obey
+Σ_d w_d·s_d = 1: they move the budget between domains and leave its sum as it is. A domain without a share keeps weight
+1 and has no part in the others'.
 """
 
 from __future__ import annotations
