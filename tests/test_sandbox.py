@@ -371,7 +371,10 @@ from onepolicy.sandbox import Sandbox
 with Sandbox(1, isolator={sandbox.level.isolator!r}) as sandbox:
     print(sandbox.level.strong, sandbox.run("import wave; print(wave.Wave_read.__name__)").stdout)
 """
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        library = binary.parents[1] / "lib"
+        for shared in Path(sysconfig.get_config_var("LIBDIR")).glob("libpython*.so*"):  # where it is not built in
+            shutil.copy(shared, library)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LD_LIBRARY_PATH": str(library)}
         if subprocess.run([binary, "-c", "import ctypes, json"], env=environment, capture_output=True).returncode:
             pytest.skip("this interpreter cannot be moved")
         ended = subprocess.run([binary, "-c", script], env=environment, capture_output=True, text=True)
