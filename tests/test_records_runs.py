@@ -16,23 +16,8 @@ from onepolicy.config.objects import GivenRows
 from onepolicy.engines.text import Renderer
 from onepolicy.tasks.mixture import Mixture
 from onepolicy.tiny import character_tokenizer
+from tests.row_graders import LISTS, QUESTIONS, compute_score, same
 from tests.runs import SCRATCH, settings, weights
-
-QUESTIONS = [(f"{a}+{b}", str(a + b)) for a in range(1, 5) for b in range(1, 5)]
-LISTS = [{"question": [{"role": "user", "content": q}], "answer": a, "level": len(a)} for q, a in QUESTIONS]
-
-
-def compute_score(data_source, solution_str, ground_truth, extra_info=None):
-    """verl's, from -1 to 1; some reward for a digit, so that groups differ."""
-    assert data_source == "sums" and QUESTIONS[extra_info["index"]][1] == ground_truth
-    if solution_str == ground_truth:
-        return {"score": 1.0, "acc": True}
-    return {"score": 0.0 if any(map(str.isdigit, solution_str)) else -1.0, "acc": False}
-
-
-def same(response, reference, level):
-    assert level == len(reference)
-    return float(response == reference), f"wants {reference}"
 
 
 def verl_rows(folder):
@@ -67,7 +52,7 @@ def test_reinforcement_on_rows_of_verl(tmp_path):
         "kind": "records",
         "path": verl_rows(tmp_path),
         "answer": "reward_model.ground_truth",
-        "grader": f"verl:{__name__}:compute_score",
+        "grader": f"verl:{compute_score.__module__}:compute_score",
         "reward_range": [-1, 1],
     }
     config = parse_run(settings("rlvr", tmp_path, domains={"sums": {"tasks": tasks, "eval_size": 4}}, steps=2))
@@ -166,7 +151,7 @@ def test_a_function_and_a_dataset_given_from_python_train_and_resume(tmp_path):
     first = parse_run(objects(tmp_path, data))
     run(first)
     kept = yaml.safe_load((first.output / "config.yaml").read_text())["domains"]["sums"]["tasks"]
-    assert kept["grader"] == f"{__name__}:same" and kept["rows"]["count"] == 16
+    assert kept["grader"] == f"{same.__module__}:same" and kept["rows"]["count"] == 16
     assert all(sample["reason"] == f"wants {sample['reference']}" for sample in samples(first.output))
     # the same rows in another object, and two steps more: the run goes on, to the same weights
     run(parse_run(objects(tmp_path, LISTS, steps=4)))
@@ -190,7 +175,7 @@ def test_rows_for_evaluation_may_be_given_too(tmp_path):
 
 def test_the_fingerprint_of_rows_is_that_of_their_content_in_every_process():
     script = (
-        "import datasets; from onepolicy.config.objects import GivenRows; from tests.test_records_runs import LISTS;"
+        "import datasets; from onepolicy.config.objects import GivenRows; from tests.row_graders import LISTS;"
         "print(GivenRows.of(datasets.Dataset.from_list(LISTS)).fingerprint)"
     )
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()

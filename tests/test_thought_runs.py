@@ -22,53 +22,18 @@ from onepolicy.recipes import run
 from onepolicy.rollout import rollout
 from onepolicy.runfolder import read_rows
 from onepolicy.session import Session
-from onepolicy.tasks.base import user_message
 from onepolicy.tasks.check import check_domains
 from onepolicy.tasks.grading import Grader
 from onepolicy.tasks.mixture import Mixture
 from onepolicy.thought import NEVER_ENDS
 from onepolicy.tiny import character_tokenizer
 from onepolicy.types import Grade, Sample, Task
+from tests.heard import Heard
 from tests.runs import run_of
 from tests.tales import Tales
 from tests.tiny_models import KINDS
 
 ALPHABET = "abcdefghij0123456789<>tolndeasirhk/+ \n"
-
-
-class Heard:
-    """Rewards 7, and says what it was told."""
-
-    def __init__(self, domain: str, seed: int) -> None:
-        self.domain, self.seed = domain, seed
-
-    def draw(self, index: int) -> Task:
-        return Task(f"{self.domain}/{index}", self.domain, user_message(f"a{index}"), "7")
-
-    def grade(self, task: Task, response: str) -> tuple[float, str]:
-        return float(response == "7"), f"heard {response!r}"
-
-    def gold(self, task: Task) -> str:
-        return "<think>3+4</think>\n\n7"
-
-    def demonstration(self, task: Task) -> str:
-        return "<think>3+4</think>7"
-
-
-class Thought(Heard):
-    """Asks for the thought too."""
-
-    def grade(self, task: Task, response: str, thought: str) -> tuple[float, str]:  # type: ignore[override]
-        return float(response == "7"), f"heard {response!r}, thought {thought!r}"
-
-
-class Ended(Tales):
-    """Rewards the policy for saying nothing, which a thought that never ends must not earn."""
-
-    def start(self, task: Task) -> Any:
-        tale = super().start(task)
-        tale.stop = lambda: Grade(1.0, f"told {tale.told}", tale.rewards)
-        return tale
 
 
 def custom(name: str, **options: Any) -> DomainConfig:
@@ -79,10 +44,10 @@ def custom(name: str, **options: Any) -> DomainConfig:
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
     domains = {
-        "heard": custom(f"{__name__}:Heard"),
-        "thought": custom(f"{__name__}:Thought"),
+        "heard": custom("tests.heard:Heard"),
+        "thought": custom("tests.heard:Thought"),
         "tale": custom("tests.tales:Tales"),
-        "ended": custom(f"{__name__}:Ended"),
+        "ended": custom("tests.heard:Ended"),
     }
     with Grader(domains) as grader:
         yield grader
@@ -136,7 +101,7 @@ def test_a_grader_that_asks_for_the_thought_gets_it(grader: Grader) -> None:
 
 
 def test_gold_answers_may_have_thoughts() -> None:
-    report = check_domains({"heard": custom(f"{__name__}:Heard")}, n=4)["heard"]
+    report = check_domains({"heard": custom("tests.heard:Heard")}, n=4)["heard"]
     assert report.gold_right == report.drawn == 4
 
 
@@ -268,7 +233,7 @@ def stored(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> s
 
 def test_a_run_counts_thoughts_that_never_end_as_no_answer_and_shows_them_whole(tmp_path: Path) -> None:
     origin = stored(tmp_path / "origin", of_thoughts(OPENS))
-    domains = {"heard": custom(f"{__name__}:Heard").model_dump()}
+    domains = {"heard": custom("tests.heard:Heard").model_dump()}
     rollouts = {"prompts": 8, "n": 8, "max_new_tokens": 24}
     config = run_of("rlvr", tmp_path, model=origin, domains=domains, steps=1, rollout=rollouts)
     run(config)
@@ -292,7 +257,7 @@ def test_a_run_counts_thoughts_that_never_end_as_no_answer_and_shows_them_whole(
 
 def test_stop_strings_and_least_lengths_hold_in_training_and_evaluation(tmp_path: Path) -> None:
     origin = stored(tmp_path / "origin", of_thoughts())
-    domains = {"heard": custom(f"{__name__}:Heard").model_dump()}
+    domains = {"heard": custom("tests.heard:Heard").model_dump()}
     rollouts = {"prompts": 8, "n": 8, "max_new_tokens": 24, "stop": ["0", "a", "e", "dd"], "min_new_tokens": 3}
     config = run_of("rlvr", tmp_path, model=origin, domains=domains, steps=2, rollout=rollouts)
     run(config)
@@ -311,7 +276,7 @@ def test_stop_strings_and_least_lengths_hold_in_training_and_evaluation(tmp_path
 
 def test_sft_imitates_thoughts_and_system_prompts(tmp_path: Path) -> None:
     origin = stored(tmp_path / "origin", of_thoughts())
-    domains = {"heard": custom(f"{__name__}:Heard").model_dump(), "own": custom(f"{__name__}:Heard").model_dump()}
+    domains = {"heard": custom("tests.heard:Heard").model_dump(), "own": custom("tests.heard:Heard").model_dump()}
     domains["own"]["system_prompt"] = "be kind"
     config = run_of("sft", tmp_path, model=origin, domains=domains, steps=1, system_prompt="it is <end>")
     assert isinstance(config, SftConfig)
@@ -340,7 +305,7 @@ def test_sft_imitates_thoughts_and_system_prompts(tmp_path: Path) -> None:
 def test_a_template_without_a_system_role_is_refused_at_the_start(template: str, message: str, tmp_path: Path) -> None:
     plain = character_tokenizer("a").chat_template
     origin = stored(tmp_path / "origin", of_thoughts(template + plain))
-    domains = {"heard": custom(f"{__name__}:Heard").model_dump()}
+    domains = {"heard": custom("tests.heard:Heard").model_dump()}
     config = run_of("rlvr", tmp_path, model=origin, domains=domains, steps=1, system_prompt="be kind")
     with pytest.raises(ValueError, match=rf"'heard'.*{message}"):
         run(config)
