@@ -400,15 +400,17 @@ def test_the_whole_tree_dies_with_its_first_process(sandbox):
     mark = f"{os.getpid()}-{sandbox.level.isolator}"
     program = f"""
 import os, subprocess, sys
+ends, up = os.pipe()
 for _ in range(3):
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
             os.write(1, b'up ')
+            os.write(up, b'.')
             os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(1000)', '{mark}'])
         os._exit(0)
-import time
-time.sleep(0.2)
+for _ in range(3):
+    os.read(ends, 1)
 """
     found = sandbox.run(program)
     assert found.stdout == ("up up up " if sandbox.level.nested else "")  # elsewhere it cannot fork at all
