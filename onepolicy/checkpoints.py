@@ -96,7 +96,7 @@ def load_config(folder: Path, who: str = MODEL) -> PretrainedConfig:
     path = folder / "config.json"
     fields = _read_object(path, who)
     model_type = fields.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"{who}: model_type {model_type!r} in {path} is unknown to transformers {transformers.__version__}: "
             "models with code of their own are not supported, and newer ones need a newer transformers"

@@ -86,6 +86,11 @@ def _rows_alone(model: PreTrainedModel, vocabulary: int, context: int) -> list[A
             lengths += [(switch + 2, 2), (max(1, switch - 2), 2)]
     prompts = {prompt: rng.choice(known, prompt) for prompt, _ in lengths}
     model.eval()
+    if min(map(sum, lengths)) > context:
+        raise ValueError(
+            f"{type(model).__name__} from {model.name_or_path!r} has a context of {context} tokens "
+            "(max_position_embeddings in config.json), which no prompt and response fit into: correct it there"
+        )
     return [
         _alone(model, vocabulary, np.concatenate([prompts[prompt], rng.choice(known, response)]), prompt)
         for prompt, response in lengths
